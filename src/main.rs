@@ -1,0 +1,3 @@
+//! Command line to settings to server to exit code.
+
+fn main() {}

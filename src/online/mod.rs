@@ -1,0 +1,1 @@
+//! The latest values: one entry per entity, newer wins.
