@@ -1,5 +1,11 @@
 //! What a feature group is: plain data, no I/O.
 
 mod feature_group;
+mod key;
+mod packed;
 
 pub use feature_group::{Column, FeatureGroup, INGESTED_AT, SEQUENCE, TableName, system_fields};
+pub(crate) use key::{EntityKey, decode_keys, encode_keys};
+pub(crate) use packed::{
+    MAX_FUTURE_ROWS, RowEncoder, RowLayout, RowOrder, decode_features, merge, pick, push_row, select_rows,
+};
