@@ -1,1 +1,133 @@
 //! The latest values: one entry per entity, newer wins.
+//!
+//! Iceberg is the truth and a store is a view of it, so a store may lose what it holds as long as
+//! [`OnlineStore::applied_snapshot`] never speaks for rows that are gone.
+
+mod cached;
+mod embedded;
+mod entries;
+mod redis;
+
+use std::fmt::Debug;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use datafusion::arrow::array::RecordBatch;
+use futures::stream::BoxStream;
+use uuid::Uuid;
+
+use crate::clock::Clock;
+use crate::error::Result;
+use crate::model::{EntityKey, FeatureGroup};
+
+/// Which store keeps the latest values.
+#[derive(Debug, Clone)]
+pub(crate) enum Backend {
+    /// A key-value file of this server's own, created when it does not exist.
+    Embedded {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A Redis or Valkey server that others may share.
+    Redis {
+        /// `redis://[user:password@]host[:port][/db]`.
+        url: String,
+    },
+}
+
+/// How the store is opened.
+#[derive(Debug, Clone)]
+pub(crate) struct OnlineOptions {
+    pub(crate) backend: Backend,
+    /// How long any one call to Redis may take, connecting included.
+    pub(crate) timeout: Duration,
+    /// `None` goes to the store for every look-up.
+    pub(crate) cache: Option<CacheOptions>,
+}
+
+/// The cache in front of the store.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CacheOptions {
+    /// How much it may hold, in bytes of keys and entries.
+    pub(crate) capacity_bytes: u64,
+    /// How old an answer may be. What this server writes is seen at once; this bounds how long what others write
+    /// stays unseen.
+    pub(crate) ttl: Duration,
+}
+
+/// Opens the store that `options` name. Redis need not be up: calls fail with `Unavailable` until it is.
+///
+/// # Errors
+/// `Invalid` for a URL that is none, `Unavailable` for a file that another process holds, `Corrupt` for a damaged one.
+pub(crate) async fn open(options: OnlineOptions, clock: Arc<dyn Clock>) -> Result<Arc<dyn OnlineStore>> {
+    let store: Arc<dyn OnlineStore> = match options.backend {
+        Backend::Embedded { path } => {
+            Arc::new(embedded::EmbeddedStore::open(path, Arc::clone(&clock)).await?)
+        }
+        Backend::Redis { url } => {
+            Arc::new(redis::RedisStore::open(&url, options.timeout, Arc::clone(&clock))?)
+        }
+    };
+    Ok(match options.cache {
+        Some(cache) => Arc::new(cached::CachedStore::new(store, cache, clock)),
+        None => store,
+    })
+}
+
+/// What a look-up found, and what it cost.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// One per key asked, in that order: the entity's entry (`model::pick` chooses the row in it), or `None`.
+    pub(crate) entries: Vec<Option<Bytes>>,
+    /// Keys that the cache answered, absent ones included.
+    pub(crate) cache_hits: usize,
+    /// Keys that were looked for in the cache and not in it.
+    pub(crate) cache_misses: usize,
+    /// Keys that were read from the store behind the cache.
+    pub(crate) store_reads: usize,
+}
+
+/// A bounded part of a scan.
+pub(crate) type ScannedEntries = Vec<(EntityKey, Bytes)>;
+
+/// Where the latest values are kept.
+#[async_trait]
+pub(crate) trait OnlineStore: Debug + Send + Sync {
+    /// What it is and where, for people: `embedded`, `redis 127.0.0.1:6379`. Never a password.
+    fn describe(&self) -> String;
+
+    /// Applies rows of the group's history, a batch in `group.history_schema()`. Newer wins, whatever the order of
+    /// writes and whoever else writes; applying a batch again changes nothing. Rows with a NULL key or a NULL event
+    /// time are passed over: no look-up could ever find them.
+    ///
+    /// When it fails, some of the rows may have been applied: apply the batch again.
+    async fn write(&self, group: &Arc<FeatureGroup>, history: &RecordBatch) -> Result<()>;
+
+    /// The history's snapshot up to which everything has been applied.
+    async fn applied_snapshot(&self, group: Uuid) -> Result<Option<i64>>;
+
+    /// Notes that everything up to this snapshot has been applied. Never survives a crash that the rows written
+    /// before it do not.
+    async fn set_applied_snapshot(&self, group: Uuid, snapshot_id: i64) -> Result<()>;
+
+    /// Forgets the group's entries and its applied snapshot.
+    async fn drop_group(&self, group: Uuid) -> Result<()>;
+
+    /// The entries of `keys`, in that order, none older than `max_staleness` when that is given.
+    async fn get(
+        &self,
+        group: &Arc<FeatureGroup>,
+        keys: &[EntityKey],
+        max_staleness: Option<Duration>,
+    ) -> Result<Found>;
+
+    /// Every entry that is there from beginning to end of the scan, exactly once, in parts of bounded size, in no
+    /// order; what is written meanwhile may or may not be seen.
+    fn scan(&self, group: &Arc<FeatureGroup>) -> BoxStream<'static, Result<ScannedEntries>>;
+}
+
+#[cfg(test)]
+mod tests;
