@@ -12,12 +12,12 @@ VENV := .venv
 FLETCHING := $(CARGO_TARGET_DIR)/debug/fletching
 export FLETCHING
 
-.PHONY: help test quickstart build fmt lint test-rust test-clients redis clean
+.PHONY: help test quickstart build fmt lint format-check test-rust test-clients redis clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-14s %s\n", $$1, $$2 }'
 
-test: lint test-rust test-clients ## everything CI runs
+test: format-check test-rust test-clients ## everything CI runs
 
 quickstart: build $(VENV)/.ready ## New York's flights and weather: define, load, join, train, serve
 	@$(VENV)/bin/python clients/python/quickstart.py
@@ -28,14 +28,20 @@ build: ## the binary, with dependencies optimized
 fmt: ## formats the sources
 	cargo fmt
 
-lint: ## formatting and clippy, warnings denied
-	cargo fmt --check
+lint: format-check ## formatting and clippy, warnings denied
 	cargo clippy --locked --all-targets -- -D warnings
 
-test-rust: redis ## unit and integration tests
+format-check:
+	cargo fmt --check
+
+# Clippy's driver is the compiler with more to say: one build lints, tests and links the binary, where `cargo clippy`
+# beside `cargo test` would compile every dependency twice.
+test-rust: export RUSTC_WORKSPACE_WRAPPER := clippy-driver
+test-rust: export CLIPPY_ARGS := -Dwarnings__CLIPPY_HACKERY__
+test-rust: redis ## clippy, unit and integration tests; leaves the binary
 	cargo test --locked
 
-test-clients: redis build $(VENV)/.ready ## the stock drivers against the built binary
+test-clients: redis $(VENV)/.ready | test-rust ## the stock drivers against the built binary
 	$(VENV)/bin/python -m pytest tests/clients
 
 clean: ## the Python environment and the quickstart's data; `cargo clean` does the rest

@@ -1,0 +1,44 @@
+-- From the raw tables `flights` and `weather`, as they were loaded, into the feature groups.
+
+INSERT INTO airport_weather
+SELECT origin, CAST(time_hour AS TIMESTAMP), temp, dewp, humid, wind_dir, wind_speed, wind_gust, precip, pressure, visib
+FROM weather;
+
+-- `time_hour` is the scheduled hour in UTC. To score a flight at its departure, use the delays known an hour before:
+-- nobody leaves more than an hour early, so a flight's own delay cannot leak into its features.
+CREATE TABLE departures AS
+SELECT
+    carrier, flight, tailnum, origin, dest, distance,
+    CAST(time_hour AS TIMESTAMP) + minute * INTERVAL '1 minute' AS scheduled_at,
+    CAST(time_hour AS TIMESTAMP) + minute * INTERVAL '1 minute' - INTERVAL '1 hour' AS hour_before,
+    CAST(time_hour AS TIMESTAMP) + (minute + dep_delay) * INTERVAL '1 minute' AS departed_at,
+    dep_delay
+FROM flights;
+
+INSERT INTO airport_delays
+SELECT DISTINCT
+    origin,
+    departed_at,
+    count(*) OVER recent,
+    avg(dep_delay) OVER recent,
+    avg(CASE WHEN dep_delay > 15 THEN 1.0 ELSE 0.0 END) OVER recent
+FROM departures
+WHERE departed_at IS NOT NULL
+WINDOW recent AS (
+    PARTITION BY origin ORDER BY departed_at
+    RANGE BETWEEN INTERVAL '2 hours' PRECEDING AND CURRENT ROW
+);
+
+INSERT INTO carrier_delays
+SELECT DISTINCT
+    carrier,
+    origin,
+    departed_at,
+    count(*) OVER recent,
+    avg(dep_delay) OVER recent
+FROM departures
+WHERE departed_at IS NOT NULL
+WINDOW recent AS (
+    PARTITION BY carrier, origin ORDER BY departed_at
+    RANGE BETWEEN INTERVAL '6 hours' PRECEDING AND CURRENT ROW
+);

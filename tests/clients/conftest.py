@@ -1,0 +1,39 @@
+import pytest
+
+from support import Redis, Server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """One server per test file; each test uses names of its own."""
+    server = Server(tmp_path_factory.mktemp("server") / "data")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def connection(server):
+    """A connection of its own, and so a session of its own."""
+    with server.connect() as connection:
+        yield connection
+
+
+@pytest.fixture
+def own_server(tmp_path):
+    """Starts servers that a test may kill: `own_server(*arguments)`."""
+    started = []
+
+    def start(*arguments):
+        started.append(Server(tmp_path / f"data{len(started)}", *arguments))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+@pytest.fixture(scope="module")
+def redis():
+    redis = Redis()
+    yield redis
+    redis.close()

@@ -1,0 +1,115 @@
+"""Starts and stops what the tests talk to: the built binary, and a real Redis."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import adbc_driver_flightsql.dbapi as flight_sql
+
+ROOT = Path(__file__).resolve().parents[2]
+BINARY = os.environ.get("FLETCHING", str(ROOT / "target" / "debug" / "fletching"))
+START_SECONDS_MAX = 60
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for_port(port, process):
+    deadline = time.monotonic() + START_SECONDS_MAX
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"ended with exit code {process.returncode} before it listened")
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.02)
+    raise TimeoutError(f"nothing listens on port {port} after {START_SECONDS_MAX} s")
+
+
+class Server:
+    """`fletching serve` on a data directory; it can be killed and started again."""
+
+    def __init__(self, data, *arguments):
+        self.data = Path(data)
+        self.arguments = [str(argument) for argument in arguments]
+        self.log = self.data.with_name(self.data.name + ".log")
+        self.process = None
+        self.start()
+
+    def start(self):
+        self.port = free_port()
+        command = [BINARY, "serve", "--data-dir", self.data, "--listen", f"127.0.0.1:{self.port}", *self.arguments]
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_for_port(self.port, self.process)
+        except Exception as error:
+            self.kill()
+            raise RuntimeError(f"{error}:\n{self.log.read_text()}") from error
+
+    @property
+    def url(self):
+        return f"grpc://127.0.0.1:{self.port}"
+
+    def connect(self, **options):
+        return flight_sql.connect(self.url, autocommit=True, **options)
+
+    def kill(self):
+        """What a power cut does to the process."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self):
+        """SIGTERM; returns the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+    def close(self):
+        if self.process.poll() is None:
+            self.kill()
+
+    def sql(self, *arguments):
+        """`fletching sql …` against this server; its standard output."""
+        command = [BINARY, "sql", "--url", self.url, *arguments]
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=300, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr.decode())
+        return done.stdout.decode()
+
+
+class Redis:
+    """A redis-server of our own, with nothing saved."""
+
+    def __init__(self):
+        self.port = free_port()
+        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for_port(self.port, self.process)
+
+    @property
+    def url(self):
+        return f"redis://127.0.0.1:{self.port}"
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+def rows(connection, sql, parameters=None):
+    """All rows as tuples."""
+    with connection.cursor() as cursor:
+        cursor.execute(sql, parameters)
+        return cursor.fetchall()
+
+
+def run(connection, *statements):
+    with connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)

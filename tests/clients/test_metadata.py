@@ -1,0 +1,82 @@
+"""What tools ask before they query."""
+
+import pyarrow as pa
+import pytest
+
+from support import run
+
+pytestmark = pytest.mark.usefixtures("objects")
+
+
+@pytest.fixture(scope="module")
+def objects(server):
+    with server.connect() as connection:
+        run(
+            connection,
+            "CREATE FEATURE GROUP meta_group (id BIGINT, at TIMESTAMP, v DOUBLE COMMENT 'a value',"
+            " ENTITY KEY (id), EVENT TIME (at)) COMMENT 'for tools'",
+            "CREATE TABLE meta_table (id BIGINT, name VARCHAR)",
+        )
+
+
+def found(connection, **filters):
+    """catalog → schema → table → (type, columns), as adbc_get_objects tells it."""
+    with connection.cursor():
+        listing = connection.adbc_get_objects(**filters).read_all().to_pylist()
+    return {
+        catalog["catalog_name"]: {
+            schema["db_schema_name"]: {
+                table["table_name"]: (
+                    table["table_type"],
+                    [column["column_name"] for column in table["table_columns"] or []],
+                )
+                for table in schema["db_schema_tables"] or []
+            }
+            for schema in catalog["catalog_db_schemas"] or []
+        }
+        for catalog in listing
+    }
+
+
+def test_get_objects_tells_catalogs_schemas_tables_and_columns(connection):
+    tables = found(connection, depth="all")["fletching"]["public"]
+    assert tables["meta_group"] == ("FEATURE GROUP", ["id", "at", "v"])
+    assert tables["meta_table"] == ("TABLE", ["id", "name"])
+
+
+def test_get_objects_stops_at_the_depth_asked(connection):
+    assert list(found(connection, depth="catalogs")) == ["fletching"]
+    assert {"public", "system"} <= set(found(connection, depth="db_schemas")["fletching"])
+
+
+def test_get_objects_takes_patterns(connection):
+    tables = found(connection, depth="tables", table_name_filter="meta%")["fletching"]["public"]
+    assert set(tables) == {"meta_group", "meta_table"}
+    only = found(connection, depth="tables", table_types_filter=["FEATURE GROUP"])["fletching"]["public"]
+    assert "meta_group" in only and "meta_table" not in only
+
+
+def test_get_table_schema(connection):
+    assert connection.adbc_get_table_schema("meta_table").types == [pa.int64(), pa.string()]
+    with pytest.raises(Exception, match="nowhere|not found|NotFound|NOT_FOUND"):
+        connection.adbc_get_table_schema("nowhere")
+
+
+def test_get_table_types(connection):
+    assert {"TABLE", "FEATURE GROUP"} <= set(connection.adbc_get_table_types())
+
+
+def test_get_info(connection):
+    info = connection.adbc_get_info()
+    assert info["vendor_name"].lower() == "fletching"
+    assert info["vendor_version"]
+
+
+def test_feature_groups_describe_themselves_in_sql(connection):
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT * FROM system.feature_groups WHERE name = 'meta_group'")
+        groups = cursor.fetch_arrow_table().to_pylist()
+        cursor.execute("SELECT column_name FROM information_schema.columns WHERE table_name = 'meta_group'")
+        columns = [name for (name,) in cursor.fetchall()]
+    assert len(groups) == 1 and "for tools" in groups[0].values()
+    assert set(columns) >= {"id", "at", "v"}
