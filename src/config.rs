@@ -1,0 +1,499 @@
+//! Settings: flag over `FLETCHING_…` environment variable over TOML file over default, each validated once.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Deserialize;
+use serde::de::{Deserializer, Visitor};
+use tracing_subscriber::EnvFilter;
+use url::Url;
+
+use crate::error::{Error, Result};
+
+/// The command line of `fletching`.
+#[derive(Debug, Parser)]
+#[command(name = "fletching", version, about, arg_required_else_help = true, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What `fletching` can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve feature groups over Arrow Flight SQL
+    Serve(Box<ServeArgs>),
+    /// Run SQL on a server: a shell, or one shot with -c or -f
+    Sql(SqlArgs),
+}
+
+/// One setting as it was given, not yet validated. It may hold a secret, so it never shows itself.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Given(String);
+
+impl From<String> for Given {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
+/// In TOML, `connections_max = 100` and `connections_max = "100"` mean the same.
+impl<'de> Deserialize<'de> for Given {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Scalar;
+        impl Visitor<'_> for Scalar {
+            type Value = Given;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string, an integer or a boolean")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Given, E> {
+                Ok(Given(text.to_owned()))
+            }
+            fn visit_i64<E>(self, number: i64) -> Result<Given, E> {
+                Ok(Given(number.to_string()))
+            }
+            fn visit_bool<E>(self, truth: bool) -> Result<Given, E> {
+                Ok(Given(truth.to_string()))
+            }
+        }
+        deserializer.deserialize_any(Scalar)
+    }
+}
+
+/// Declares every setting of `fletching serve` once: flag, environment variable, TOML key and help text.
+macro_rules! serve_args {
+    ($($(#[doc = $doc:literal])+ $key:ident $env:literal $value:literal $(, $extra:meta)?;)*) => {
+        /// Settings of `fletching serve` as given, before validation.
+        #[derive(Debug, Default, Args, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct ServeArgs {
+            /// TOML file with any of the settings below, spelled with underscores (`data_dir = "…"`)
+            #[arg(long, env = "FLETCHING_CONFIG", value_name = "FILE")]
+            #[serde(skip)]
+            config: Option<PathBuf>,
+            $(
+                $(#[doc = $doc])+
+                #[arg(long, env = $env, value_name = $value, hide_env_values = true)]
+                $(#[$extra])?
+                $key: Option<Given>,
+            )*
+        }
+
+        impl ServeArgs {
+            /// These settings, and those of `file` where these are silent.
+            fn over(self, file: ServeArgs) -> ServeArgs {
+                ServeArgs { config: self.config, $($key: self.$key.or(file.$key),)* }
+            }
+        }
+    };
+}
+
+serve_args! {
+    /// Directory for everything that is embedded [default: ./data]
+    data_dir "FLETCHING_DATA_DIR" "DIR";
+    /// Address of the Flight SQL listener [default: 127.0.0.1:8815]
+    listen "FLETCHING_LISTEN" "HOST:PORT";
+    /// Listen beyond this machine although this version authenticates nobody [default: false]
+    insecure "FLETCHING_INSECURE" "BOOL", arg(num_args = 0..=1, default_missing_value = "true", require_equals = true);
+    /// Online store: embedded, or redis://[user:password@]host[:port][/db] [default: embedded]
+    online "FLETCHING_ONLINE" "STORE";
+    /// How long any one call to Redis may take [default: 2s]
+    online_timeout "FLETCHING_ONLINE_TIMEOUT" "DURATION";
+    /// Directory of the Iceberg tables [default: <data-dir>/warehouse]
+    warehouse "FLETCHING_WAREHOUSE" "DIR";
+    /// Iceberg catalog: sqlite:<path> [default: sqlite:<data-dir>/catalog.db]
+    catalog "FLETCHING_CATALOG" "CATALOG";
+    /// Memory that queries may use: 2GB, 512MiB, 70% of the machine, or unlimited [default: 70%]
+    memory_limit "FLETCHING_MEMORY_LIMIT" "SIZE";
+    /// Memory for cached online values; 0 turns the cache off [default: 256MB]
+    cache_capacity "FLETCHING_CACHE_CAPACITY" "SIZE";
+    /// How long an online value may be served from the cache [default: 5s]
+    cache_ttl "FLETCHING_CACHE_TTL" "DURATION";
+    /// text or json, on standard error [default: text]
+    log_format "FLETCHING_LOG_FORMAT" "FORMAT";
+    /// error, warn, info, debug, trace, or directives such as fletching=debug [default: info]
+    log_level "FLETCHING_LOG_LEVEL" "LEVEL";
+    /// How long running queries may take to finish after SIGTERM [default: 30s]
+    drain_timeout "FLETCHING_DRAIN_TIMEOUT" "DURATION";
+    /// Most client connections at a time [default: 1024]
+    connections_max "FLETCHING_CONNECTIONS_MAX" "COUNT";
+    /// Most calls in flight on one connection [default: 256]
+    streams_per_connection_max "FLETCHING_STREAMS_PER_CONNECTION_MAX" "COUNT";
+    /// Largest message that a client may send [default: 64MiB]
+    message_size_max "FLETCHING_MESSAGE_SIZE_MAX" "SIZE";
+    /// Most sessions that are kept by cookie [default: 1024]
+    sessions_max "FLETCHING_SESSIONS_MAX" "COUNT";
+    /// How long a session that is kept by cookie may lie idle [default: 30m]
+    session_idle_timeout "FLETCHING_SESSION_IDLE_TIMEOUT" "DURATION";
+}
+
+/// Arguments of `fletching sql`.
+#[derive(Debug, Args)]
+pub struct SqlArgs {
+    /// Server to talk to
+    #[arg(long, env = "FLETCHING_URL", default_value = "grpc://127.0.0.1:8815")]
+    pub url: String,
+    /// SQL to run, one or several statements separated by semicolons
+    #[arg(short, long, value_name = "SQL", conflicts_with = "file")]
+    pub command: Option<String>,
+    /// File of SQL to run, - for standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// How results are written
+    #[arg(long, value_enum, default_value_t = OutputFormat::Table)]
+    pub format: OutputFormat,
+}
+
+/// How `fletching sql` writes results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// Aligned columns for people
+    Table,
+    /// RFC 4180 with a header line; NULL is an empty field
+    Csv,
+    /// One object per row and line
+    Json,
+    /// An Arrow IPC stream
+    Arrow,
+}
+
+/// Where the latest values live.
+#[derive(Clone, PartialEq, Eq)]
+pub enum OnlineSetting {
+    /// A key-value file in the data directory.
+    Embedded,
+    /// A Redis or Valkey server; the URL may hold a password, which is never shown.
+    Redis(Url),
+}
+
+impl fmt::Display for OnlineSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedded => f.write_str("embedded"),
+            Self::Redis(url) => {
+                let mut shown = url.clone();
+                if shown.password().is_some() {
+                    // A URL with a password has a host, and so takes another.
+                    let _ = shown.set_password(Some("***"));
+                }
+                shown.set_query(None);
+                write!(f, "{shown}")
+            }
+        }
+    }
+}
+
+impl fmt::Debug for OnlineSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// Which catalog knows the Iceberg tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CatalogSetting {
+    /// A SQLite file.
+    Sqlite(PathBuf),
+}
+
+/// How logs are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object per line.
+    Json,
+}
+
+/// What the server works with: complete and valid.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Directory for everything that is embedded.
+    pub data_dir: PathBuf,
+    /// Address of the Flight SQL listener; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Where the latest values live.
+    pub online: OnlineSetting,
+    /// How long any one call to Redis may take.
+    pub online_timeout: Duration,
+    /// Directory of the Iceberg tables.
+    pub warehouse: PathBuf,
+    /// Which catalog knows the Iceberg tables.
+    pub catalog: CatalogSetting,
+    /// Bytes that queries may use together; `None` is unlimited.
+    pub memory_limit_bytes: Option<u64>,
+    /// Bytes of online values in the cache; 0 is no cache.
+    pub cache_capacity_bytes: u64,
+    /// How long an online value may be served from the cache.
+    pub cache_ttl: Duration,
+    /// How logs are written.
+    pub log_format: LogFormat,
+    /// Directives of `tracing`'s `EnvFilter`.
+    pub log_level: String,
+    /// How long running queries may take to finish after the signal to stop.
+    pub drain_timeout: Duration,
+    /// What clients may ask for.
+    pub limits: Limits,
+}
+
+/// What clients may ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Most connections at a time.
+    pub connections_max: usize,
+    /// Most calls in flight on one connection.
+    pub streams_per_connection_max: u32,
+    /// Largest message that a client may send, in bytes.
+    pub message_bytes_max: usize,
+    /// Most sessions kept by cookie.
+    pub sessions_max: usize,
+    /// How long a session kept by cookie may lie idle.
+    pub session_idle_timeout: Duration,
+}
+
+impl Settings {
+    /// Reads the file that `args` names, lets flags and environment win over it, and validates everything.
+    ///
+    /// # Errors
+    /// `Invalid`, in one line that names the key.
+    pub fn resolve(mut args: ServeArgs) -> Result<Self> {
+        let file = args.config.take().map_or_else(|| Ok(ServeArgs::default()), |path| read_file(&path))?;
+        Self::validate(args.over(file))
+    }
+
+    /// Every default, with everything under `data_dir` and any free port.
+    pub fn for_data_dir(data_dir: impl Into<PathBuf>) -> Result<Self> {
+        let data_dir = data_dir.into();
+        let given = |text: &str| Some(Given(text.to_owned()));
+        let mut settings =
+            Self::validate(ServeArgs { listen: given("127.0.0.1:0"), ..ServeArgs::default() })?;
+        settings.warehouse = data_dir.join("warehouse");
+        settings.catalog = CatalogSetting::Sqlite(data_dir.join("catalog.db"));
+        settings.data_dir = data_dir;
+        Ok(settings)
+    }
+
+    fn validate(args: ServeArgs) -> Result<Self> {
+        let data_dir = get("data_dir", args.data_dir, "./data", path)?;
+        let insecure = get("insecure", args.insecure, "false", boolean)?;
+        let listen = get("listen", args.listen, "127.0.0.1:8815", address)?;
+        if !insecure && !is_loopback(listen.ip()) {
+            return Err(Error::invalid(format!(
+                "listen: {listen} can be reached from other machines and this version authenticates nobody; \
+                 listen on 127.0.0.1, or accept that with --insecure"
+            )));
+        }
+        let warehouse = match args.warehouse {
+            Some(given) => get("warehouse", Some(given), "", local_directory)?,
+            None => data_dir.join("warehouse"),
+        };
+        let catalog = match args.catalog {
+            Some(given) => get("catalog", Some(given), "", catalog)?,
+            None => CatalogSetting::Sqlite(data_dir.join("catalog.db")),
+        };
+        Ok(Self {
+            data_dir,
+            listen,
+            warehouse,
+            catalog,
+            online: get("online", args.online, "embedded", online)?,
+            online_timeout: get("online_timeout", args.online_timeout, "2s", duration)?,
+            memory_limit_bytes: get("memory_limit", args.memory_limit, "70%", memory)?,
+            cache_capacity_bytes: get("cache_capacity", args.cache_capacity, "256MB", size_bytes)?,
+            cache_ttl: get("cache_ttl", args.cache_ttl, "5s", duration)?,
+            log_format: get("log_format", args.log_format, "text", log_format)?,
+            log_level: get("log_level", args.log_level, "info", log_level)?,
+            drain_timeout: get("drain_timeout", args.drain_timeout, "30s", duration)?,
+            limits: Limits {
+                connections_max: get("connections_max", args.connections_max, "1024", count)?,
+                streams_per_connection_max: get(
+                    "streams_per_connection_max",
+                    args.streams_per_connection_max,
+                    "256",
+                    count,
+                )?,
+                message_bytes_max: get("message_size_max", args.message_size_max, "64MiB", message_size)?,
+                sessions_max: get("sessions_max", args.sessions_max, "1024", count)?,
+                session_idle_timeout: get(
+                    "session_idle_timeout",
+                    args.session_idle_timeout,
+                    "30m",
+                    duration,
+                )?,
+            },
+        })
+    }
+}
+
+fn read_file(path: &Path) -> Result<ServeArgs> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Error::invalid(format!("config: cannot read {}: {error}", path.display())))?;
+    toml::from_str(&text).map_err(|error| {
+        let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+        let why = error.message().replace('\n', " ");
+        Error::invalid(format!("config: {} line {line}: {why}", path.display()))
+    })
+}
+
+/// Why a value is no good: ends the sentence that begins with the key.
+type Why = String;
+
+fn get<T>(
+    key: &str,
+    given: Option<Given>,
+    default: &str,
+    parse: impl Fn(&str) -> Result<T, Why>,
+) -> Result<T> {
+    let given = given.as_ref().map_or(default, |given| given.0.trim());
+    parse(given).map_err(|why| Error::invalid(format!("{key}: {}", why.replace('\n', " "))))
+}
+
+fn path(text: &str) -> Result<PathBuf, Why> {
+    if text.is_empty() { Err("an empty path names no directory".into()) } else { Ok(PathBuf::from(text)) }
+}
+
+fn boolean(text: &str) -> Result<bool, Why> {
+    match text {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" => Ok(false),
+        _ => Err(format!("'{text}' is neither true nor false")),
+    }
+}
+
+fn count<T: std::str::FromStr + Default + PartialEq>(text: &str) -> Result<T, Why> {
+    match text.parse::<T>() {
+        Ok(number) if number != T::default() => Ok(number),
+        _ => Err(format!("'{text}' is not a positive whole number")),
+    }
+}
+
+fn address(text: &str) -> Result<SocketAddr, Why> {
+    let unknown = |_| format!("'{text}' is not an address such as 127.0.0.1:8815");
+    text.to_socket_addrs().map_err(unknown)?.next().ok_or_else(|| format!("'{text}' has no address"))
+}
+
+fn is_loopback(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
+}
+
+fn local_directory(text: &str) -> Result<PathBuf, Why> {
+    match text.split_once("://") {
+        None => path(text),
+        Some(("file", rest)) => path(rest),
+        Some((scheme, _)) => {
+            Err(format!("{scheme}:// is not supported in this version; name a local directory"))
+        }
+    }
+}
+
+fn catalog(text: &str) -> Result<CatalogSetting, Why> {
+    match text.split_once(':') {
+        Some(("sqlite", file)) => Ok(CatalogSetting::Sqlite(path(file.trim_start_matches("//"))?)),
+        _ => Err("not a catalog of this version, which is sqlite:<path>".into()),
+    }
+}
+
+/// Never repeats the text: it may hold a password.
+fn online(text: &str) -> Result<OnlineSetting, Why> {
+    if text == "embedded" {
+        return Ok(OnlineSetting::Embedded);
+    }
+    let url = Url::parse(text).map_err(|_| "neither 'embedded' nor a redis://host:port URL".to_owned())?;
+    match url.scheme() {
+        "redis" if url.host_str().is_some_and(|host| !host.is_empty()) => Ok(OnlineSetting::Redis(url)),
+        "redis" => Err("the redis:// URL names no host".into()),
+        "rediss" => Err(
+            "rediss:// (Redis over TLS) is not supported in this version; use redis:// on a trusted network"
+                .into(),
+        ),
+        other => Err(format!("{other}:// is no online store; use 'embedded' or redis://host:port")),
+    }
+}
+
+fn log_format(text: &str) -> Result<LogFormat, Why> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err(format!("'{text}' is neither text nor json")),
+    }
+}
+
+fn log_level(text: &str) -> Result<String, Why> {
+    EnvFilter::try_new(text).map_err(|error| format!("'{text}' is no level: {error}"))?;
+    Ok(text.to_owned())
+}
+
+fn duration(text: &str) -> Result<Duration, Why> {
+    humantime::parse_duration(text)
+        .map_err(|_| format!("'{text}' is not a duration such as 500ms, 30s or 5m"))
+}
+
+/// `512MiB` counts in 1024s, `512MB` in 1000s, `512` in bytes.
+fn size_bytes(text: &str) -> Result<u64, Why> {
+    let bad = || format!("'{text}' is not a size such as 512MB or 2GiB");
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit_bytes: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" | "k" => 1000,
+        "mb" | "m" => 1000_u64.pow(2),
+        "gb" | "g" => 1000_u64.pow(3),
+        "tb" | "t" => 1000_u64.pow(4),
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        "tib" => 1 << 40,
+        _ => return Err(bad()),
+    };
+    let bytes = number.parse::<f64>().map_err(|_| bad())? * unit_bytes as f64;
+    if bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err(bad()) }
+}
+
+fn message_size(text: &str) -> Result<usize, Why> {
+    let bytes = size_bytes(text)?;
+    if (1 << 16..=1 << 31).contains(&bytes) {
+        Ok(bytes as usize)
+    } else {
+        Err(format!("'{text}' is not between 64KiB and 2GiB"))
+    }
+}
+
+fn memory(text: &str) -> Result<Option<u64>, Why> {
+    if text == "unlimited" {
+        return Ok(None);
+    }
+    if let Some(percent) = text.strip_suffix('%') {
+        return match percent.trim().parse::<u64>() {
+            Ok(percent @ 1..=100) => Ok(machine_memory_bytes().map(|total| total / 100 * percent)),
+            _ => Err(format!("'{text}' is not between 1% and 100%")),
+        };
+    }
+    match size_bytes(text)? {
+        bytes if bytes >= 16 << 20 => Ok(Some(bytes)),
+        _ => Err(format!("'{text}' is less than 16MiB, too little for any query")),
+    }
+}
+
+/// What this process may use: the control group's limit or the machine's memory; `None` where neither can be read.
+fn machine_memory_bytes() -> Option<u64> {
+    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let group = group.and_then(|text| text.trim().parse::<u64>().ok());
+    let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()
+    });
+    [group, machine.map(|kib| kib << 10)].into_iter().flatten().min()
+}
+
+#[cfg(test)]
+mod tests;

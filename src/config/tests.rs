@@ -1,0 +1,113 @@
+use super::*;
+use clap::FromArgMatches;
+
+fn serve(arguments: &[&str]) -> ServeArgs {
+    let command = ServeArgs::augment_args(clap::Command::new("serve").no_binary_name(true));
+    ServeArgs::from_arg_matches(&command.get_matches_from(arguments)).unwrap()
+}
+
+fn resolve(arguments: &[&str]) -> Result<Settings> {
+    Settings::resolve(serve(arguments))
+}
+
+fn with_file(toml: &str, arguments: &[&str]) -> Result<Settings> {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("fletching.toml");
+    std::fs::write(&file, toml).unwrap();
+    let mut all = vec!["--config", file.to_str().unwrap()];
+    all.extend(arguments);
+    resolve(&all)
+}
+
+#[test]
+fn defaults_are_valid() {
+    let settings = resolve(&[]).unwrap();
+    assert_eq!(settings.data_dir, Path::new("./data"));
+    assert_eq!(settings.listen.to_string(), "127.0.0.1:8815");
+    assert_eq!(settings.online, OnlineSetting::Embedded);
+    assert_eq!(settings.warehouse, Path::new("./data/warehouse"));
+    assert_eq!(settings.catalog, CatalogSetting::Sqlite("./data/catalog.db".into()));
+    assert_eq!(settings.limits.message_bytes_max, 64 << 20);
+}
+
+#[test]
+fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+    let toml = "data_dir = '/file'\nconnections_max = 7\ninsecure = true\ncache_ttl = '1m'";
+    let settings = with_file(toml, &["--data-dir", "/flag", "--listen", "0.0.0.0:1"]).unwrap();
+    assert_eq!(settings.data_dir, Path::new("/flag"));
+    assert_eq!(settings.warehouse, Path::new("/flag/warehouse"));
+    assert_eq!(settings.limits.connections_max, 7);
+    assert_eq!(settings.cache_ttl, Duration::from_secs(60));
+    assert_eq!(settings.drain_timeout, Duration::from_secs(30));
+}
+
+#[test]
+fn every_setting_has_its_environment_variable() {
+    let command = ServeArgs::augment_args(clap::Command::new("serve"));
+    for argument in command.get_arguments() {
+        let variable = format!("FLETCHING_{}", argument.get_id().as_str().to_uppercase());
+        assert_eq!(argument.get_env().and_then(|name| name.to_str()), Some(variable.as_str()));
+    }
+}
+
+#[test]
+fn a_bad_setting_is_one_line_that_names_its_key() {
+    let cases: &[(&[&str], &str)] = &[
+        (&["--memory-limit", "2 GBB"], "memory_limit: '2 GBB' is not a size"),
+        (&["--memory-limit", "0%"], "memory_limit: '0%' is not between"),
+        (&["--listen", "8815"], "listen: '8815' is not an address"),
+        (&["--listen", "0.0.0.0:8815"], "listen: 0.0.0.0:8815 can be reached from other machines"),
+        (&["--online", "rediss://h"], "online: rediss:// (Redis over TLS)"),
+        (&["--online", "mongodb://h"], "online: mongodb:// is no online store"),
+        (&["--warehouse", "s3://bucket"], "warehouse: s3:// is not supported"),
+        (&["--catalog", "postgres://h"], "catalog: not a catalog of this version"),
+        (&["--cache-ttl", "soon"], "cache_ttl: 'soon' is not a duration"),
+        (&["--log-format", "xml"], "log_format: 'xml' is neither"),
+        (&["--log-level", "a=b=c"], "log_level: 'a=b=c' is no level"),
+        (&["--connections-max", "0"], "connections_max: '0' is not a positive"),
+        (&["--message-size-max", "1"], "message_size_max: '1' is not between"),
+        (&["--insecure=maybe"], "insecure: 'maybe' is neither"),
+        (&["--config", "/does/not/exist"], "config: cannot read /does/not/exist"),
+    ];
+    for (arguments, expected) in cases {
+        let error = resolve(arguments).unwrap_err().to_string();
+        assert!(error.starts_with(expected) && !error.contains('\n'), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn a_bad_file_is_one_line_that_names_the_key_and_the_line() {
+    for (toml, expected) in [
+        ("data_dir = 'x'\nlisten_on = 'y'", "line 2: unknown field `listen_on`"),
+        ("data_dir = [1]", "line 1: invalid type: sequence"),
+        ("data_dir = ", "line 1:"),
+    ] {
+        let error = with_file(toml, &[]).unwrap_err().to_string();
+        assert!(error.contains(expected) && !error.contains('\n'), "{toml}: {error}");
+    }
+}
+
+#[test]
+fn no_password_is_ever_shown() {
+    let arguments = ["--online", "redis://app:hunter2@redis.internal:6379/1?token=hunter2"];
+    let settings = resolve(&arguments).unwrap();
+    let online = &settings.online;
+    let shown = [format!("{:?}", serve(&arguments)), format!("{settings:?}"), online.to_string()];
+    assert!(shown.iter().all(|text| !text.contains("hunter2")), "{shown:?}");
+    assert_eq!(online.to_string(), "redis://app:***@redis.internal:6379/1");
+    let wrong = resolve(&["--online", "reddis://app:hunter2@host"]).unwrap_err().to_string();
+    assert!(!wrong.contains("hunter2"), "{wrong}");
+}
+
+#[test]
+fn sizes() {
+    for (text, bytes) in [("0", 0), ("10", 10), ("1.5KiB", 1536), ("2 GB", 2_000_000_000), ("3mib", 3 << 20)]
+    {
+        assert_eq!(size_bytes(text).unwrap(), bytes, "{text}");
+    }
+    for text in ["", "x", "1.2.3", "-1", "9999999999TB"] {
+        assert!(size_bytes(text).is_err(), "{text}");
+    }
+    assert_eq!(memory("unlimited").unwrap(), None);
+    assert!(memory("100%").unwrap() > memory("50%").unwrap());
+}
