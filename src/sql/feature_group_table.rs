@@ -1,17 +1,22 @@
 //! A feature group as a SQL table: its declared columns, with the history behind them.
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::catalog::{Session, TableProvider};
-use datafusion::common::{Result, Statistics};
+use datafusion::common::Result;
 use datafusion::datasource::TableType;
-use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
+use datafusion::logical_expr::dml::InsertOp;
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, lit};
 use datafusion::physical_plan::ExecutionPlan;
 
-use crate::model::FeatureGroup;
+use super::insert::insert_plan;
+use crate::error::Error;
+use crate::ingest::Ingest;
+use crate::model::{Column, FeatureGroup};
 
 /// `name` in SQL. `history` holds the declared columns in order, then the system columns; this
 /// table shows the declared ones only, so a column index means the same in both.
@@ -20,12 +25,21 @@ pub(crate) struct FeatureGroupTable {
     pub(crate) definition: Arc<FeatureGroup>,
     pub(crate) history: Arc<dyn TableProvider>,
     schema: SchemaRef,
+    defaults: HashMap<String, Expr>,
+    ingest: Option<Arc<Ingest>>,
 }
 
 impl FeatureGroupTable {
     pub(crate) fn new(definition: Arc<FeatureGroup>, history: Arc<dyn TableProvider>) -> Self {
         let schema = definition.schema();
-        Self { definition, history, schema }
+        let default_of = |c: &Column| Some((c.field.name().clone(), lit(c.default.clone()?)));
+        let defaults = definition.columns.iter().filter_map(default_of).collect();
+        Self { definition, history, schema, defaults, ingest: None }
+    }
+
+    /// The same table, which takes inserts.
+    pub(crate) fn with_ingest(self, ingest: Arc<Ingest>) -> Self {
+        Self { ingest: Some(ingest), ..self }
     }
 }
 
@@ -59,7 +73,20 @@ impl TableProvider for FeatureGroupTable {
         self.history.supports_filters_pushdown(filters)
     }
 
-    fn statistics(&self) -> Option<Statistics> {
-        None
+    fn get_column_default(&self, column: &str) -> Option<&Expr> {
+        self.defaults.get(column)
+    }
+
+    async fn insert_into(
+        &self,
+        _state: &dyn Session,
+        input: Arc<dyn ExecutionPlan>,
+        insert_op: InsertOp,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let name = &self.definition.name;
+        let Some(ingest) = &self.ingest else {
+            return Err(Error::unsupported(format!("feature group '{name}' is read-only here")).into());
+        };
+        Ok(insert_plan(ingest, name, input, insert_op)?)
     }
 }

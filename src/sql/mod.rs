@@ -1,5 +1,21 @@
 //! Text to plan: statements, point-in-time joins, look-ups, and the tables they name.
 
+mod bind;
+mod bulk;
+mod catalog;
+mod ddl;
+mod definition;
+mod engine;
 mod feature_group_table;
+mod insert;
+mod output;
+mod session;
+mod statement;
+mod system;
+mod temp;
 
+pub use bulk::{IfExists, IfNotExists, IngestTarget, TableEntry};
+pub use engine::Engine;
+pub(crate) use engine::EngineParts;
 pub(crate) use feature_group_table::FeatureGroupTable;
+pub use session::{Prepared, Session, StatementKind};

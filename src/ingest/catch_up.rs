@@ -1,0 +1,124 @@
+//! The online store follows Iceberg: whatever snapshots it has not applied are replayed, in any order,
+//! because newer wins. The same code serves a write, a restart after a crash, and a store that was wiped.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use datafusion::catalog::TableProvider;
+use datafusion::execution::context::SessionContext;
+use datafusion::physical_plan::execute_stream;
+use datafusion::prelude::SessionConfig;
+use futures::TryStreamExt;
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use super::Ingest;
+use crate::error::Result;
+use crate::model::{FeatureGroup, TableName};
+use crate::offline::{IcebergTable, OfflineTable};
+use crate::registry::Object;
+
+/// One catch-up per group at a time, and the groups that still need one.
+#[derive(Debug, Default)]
+pub(super) struct Locks {
+    groups: Mutex<HashMap<Uuid, Arc<tokio::sync::Mutex<()>>>>,
+    behind: Mutex<BTreeSet<TableName>>,
+}
+
+impl Locks {
+    fn of(&self, group: Uuid) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(self.groups.lock().entry(group).or_default())
+    }
+
+    pub(super) fn mark_behind(&self, name: &TableName) {
+        self.behind.lock().insert(name.clone());
+    }
+
+    fn take_behind(&self) -> BTreeSet<TableName> {
+        std::mem::take(&mut *self.behind.lock())
+    }
+}
+
+impl Ingest {
+    /// Applies to the online store what `table`'s current snapshot has and the store has not. Returns the rows applied.
+    pub(crate) async fn catch_up(&self, group: &Arc<FeatureGroup>, table: &OfflineTable) -> Result<u64> {
+        let Some(current) = table.metadata().current_snapshot_id().filter(|_| group.online) else {
+            return Ok(0);
+        };
+        let lock = self.locks.of(group.id);
+        let _one_at_a_time = lock.lock().await;
+        let missing = match self.online.applied_snapshot(group.id).await? {
+            Some(applied) => {
+                // A concurrent write may have applied a later snapshot, of which this one is an ancestor.
+                if table.metadata().snapshot_by_id(applied).is_none() && self.is_behind(group, applied).await? {
+                    return Ok(0);
+                }
+                table.snapshots_since(applied)
+            }
+            None => None,
+        };
+        let offline = Arc::clone(&self.offline);
+        let rows = match missing {
+            Some(snapshots) if snapshots.is_empty() => return Ok(0),
+            Some(snapshots) => IcebergTable::added_by(offline, table.clone(), snapshots),
+            None => IcebergTable::current(offline, table.clone()),
+        };
+        let applied = self.apply(group, &rows).await?;
+        self.online.set_applied_snapshot(group.id, current).await?;
+        Ok(applied)
+    }
+
+    /// Whether `applied` is a snapshot of the group that is newer than the caller's view.
+    async fn is_behind(&self, group: &FeatureGroup, applied: i64) -> Result<bool> {
+        let newest = self.offline.load(&group.name).await?;
+        Ok(newest.is_some_and(|t| t.metadata().uuid() == group.id && t.metadata().snapshot_by_id(applied).is_some()))
+    }
+
+    async fn apply(&self, group: &Arc<FeatureGroup>, rows: &IcebergTable) -> Result<u64> {
+        let config = SessionConfig::new().with_target_partitions(1);
+        let state = SessionContext::new_with_config_rt(config, Arc::clone(&self.runtime)).state();
+        let plan = rows.scan(&state, None, &[], None).await?;
+        let mut batches = execute_stream(plan, state.task_ctx())?;
+        let mut applied = 0;
+        while let Some(batch) = batches.try_next().await? {
+            applied += batch.num_rows() as u64;
+            self.online.write(group, &batch).await?;
+        }
+        Ok(applied)
+    }
+
+    /// Catches up every feature group, as after a restart. A group that fails is tried again by [`Self::retry_behind`].
+    pub(crate) async fn catch_up_all(&self) -> Result<()> {
+        let listing = self.registry.listing().await?;
+        for (group, table) in self.registry.feature_groups(&listing).await? {
+            self.catch_up_or_mark(&group, &table).await;
+        }
+        Ok(())
+    }
+
+    /// Tries again the groups whose online view was left behind. Returns how many remain behind.
+    pub(crate) async fn retry_behind(&self) -> usize {
+        for name in self.locks.take_behind() {
+            match self.registry.object(&name).await {
+                Ok(Some(Object::FeatureGroup(group, table))) => self.catch_up_or_mark(&group, &table).await,
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(group = %name, %error, "cannot look up a group that is behind online");
+                    self.locks.mark_behind(&name);
+                }
+            }
+        }
+        self.locks.behind.lock().len()
+    }
+
+    async fn catch_up_or_mark(&self, group: &Arc<FeatureGroup>, table: &OfflineTable) {
+        match self.catch_up(group, table).await {
+            Ok(0) => {}
+            Ok(rows) => tracing::info!(group = %group.name, rows, "online store caught up"),
+            Err(error) => {
+                tracing::warn!(group = %group.name, %error, "online store is behind; it is retried");
+                self.locks.mark_behind(&group.name);
+            }
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Batches to the offline store, then online: conformed, stamped, committed, and applied.
+
+mod catch_up;
+mod conform;
+mod stamp;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::StreamExt;
+
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::model::{FeatureGroup, TableName};
+use crate::offline::{OfflineStore, OfflineTable, TableSpec, storage_schema};
+use crate::online::OnlineStore;
+use crate::registry::{Object, Registry};
+
+use catch_up::Locks;
+pub(crate) use conform::Conform;
+use stamp::{INGESTED_AT_PROPERTY, Stamps};
+
+/// The one way rows get in: from SQL and from bulk ingest.
+#[derive(Debug)]
+pub(crate) struct Ingest {
+    registry: Arc<Registry>,
+    offline: Arc<OfflineStore>,
+    online: Arc<dyn OnlineStore>,
+    runtime: Arc<RuntimeEnv>,
+    stamps: Stamps,
+    locks: Locks,
+}
+
+impl Ingest {
+    pub(crate) fn new(
+        registry: Arc<Registry>,
+        offline: Arc<OfflineStore>,
+        online: Arc<dyn OnlineStore>,
+        runtime: Arc<RuntimeEnv>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self { registry, offline, online, runtime, stamps: Stamps::new(clock), locks: Locks::default() }
+    }
+
+    /// Appends rows, matched to the table's columns by name. Returns how many, once they are durable
+    /// offline; for a feature group they are then in the online store too, or will be as soon as it answers.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` where a column is missing, unknown, of the wrong type, or NULL where it must
+    /// not be. Nothing is written then.
+    pub(crate) async fn append(&self, name: &TableName, rows: SendableRecordBatchStream) -> Result<u64> {
+        match self.registry.object(name).await? {
+            None => Err(Error::not_found(format!("table '{name}' does not exist: create it first"))),
+            Some(Object::Table(table)) => {
+                let conform = Conform::to_table(name, table.schema(), &rows.schema())?;
+                let rows = conformed(rows, conform, Arc::clone(table.schema()));
+                Ok(self.offline.append(&table, rows, HashMap::new()).await?.1)
+            }
+            Some(Object::FeatureGroup(group, table)) => self.append_to_group(&group, &table, rows).await,
+        }
+    }
+
+    async fn append_to_group(
+        &self,
+        group: &Arc<FeatureGroup>,
+        table: &OfflineTable,
+        rows: SendableRecordBatchStream,
+    ) -> Result<u64> {
+        let conform = Conform::to_group(group, &rows.schema())?;
+        let rows = conformed(rows, conform, group.schema());
+        let ingested_at_us = self.stamps.next(group.id, table.snapshot_property(INGESTED_AT_PROPERTY));
+        let rows = stamp::stamped(rows, group.history_schema(), ingested_at_us);
+        let properties = HashMap::from([(INGESTED_AT_PROPERTY.to_owned(), ingested_at_us.to_string())]);
+        let (table, count) = self.offline.append(table, rows, properties).await?;
+        if count > 0
+            && let Err(error) = self.catch_up(group, &table).await
+        {
+            // The rows are durable and acknowledged; the online store is behind until it answers again.
+            tracing::warn!(group = %group.name, %error, "online store is behind; it is retried");
+            self.locks.mark_behind(&group.name);
+        }
+        Ok(count)
+    }
+
+    /// Creates a plain table of `rows`: all of it or nothing.
+    ///
+    /// # Errors
+    /// `AlreadyExists`; `Invalid` where a type has no place in Iceberg.
+    pub(crate) async fn create_table(&self, name: &TableName, rows: SendableRecordBatchStream) -> Result<u64> {
+        let spec = table_spec(name, &rows.schema())?;
+        let conform = Conform::to_table(name, &spec.schema, &rows.schema())?;
+        let rows = conformed(rows, conform, Arc::clone(&spec.schema));
+        self.offline.create(&spec, Some(rows)).await
+    }
+
+    /// Puts a plain table of `rows` in the place of a plain table, or creates it: all of it or nothing.
+    ///
+    /// # Errors
+    /// `Invalid` where `name` is a feature group, whose definition and history would be lost.
+    pub(crate) async fn replace_table(&self, name: &TableName, rows: SendableRecordBatchStream) -> Result<u64> {
+        let old = match self.registry.object(name).await? {
+            None => return self.create_table(name, rows).await,
+            Some(Object::Table(old)) => old,
+            Some(Object::FeatureGroup(..)) => {
+                return Err(Error::invalid(format!(
+                    "'{name}' is a feature group: replacing it would lose its definition and history; \
+                     append to it, or DROP FEATURE GROUP first"
+                )));
+            }
+        };
+        let spec = table_spec(name, &rows.schema())?;
+        let conform = Conform::to_table(name, &spec.schema, &rows.schema())?;
+        let rows = conformed(rows, conform, Arc::clone(&spec.schema));
+        self.offline.replace(&old, &spec, rows).await
+    }
+}
+
+fn table_spec(name: &TableName, schema: &SchemaRef) -> Result<TableSpec> {
+    let schema = storage_schema(schema)?;
+    Ok(TableSpec { name: name.clone(), schema, docs: HashMap::new(), properties: HashMap::new() })
+}
+
+fn conformed(rows: SendableRecordBatchStream, conform: Conform, schema: SchemaRef) -> SendableRecordBatchStream {
+    let batches = rows.map(move |batch| Ok(conform.batch(&batch?)?));
+    Box::pin(RecordBatchStreamAdapter::new(schema, batches))
+}

@@ -1,0 +1,79 @@
+//! Which data files a snapshot holds, read from its manifests through a cache.
+
+use std::sync::Arc;
+
+use iceberg::io::FileIO;
+use iceberg::spec::{DataFile, Manifest, ManifestContentType, ManifestFile, ManifestList, Snapshot, TableMetadata};
+use moka::sync::Cache;
+
+use crate::error::{Error, Result};
+
+const MANIFESTS_MAX: u64 = 4096;
+
+/// Manifests by path: they never change once written.
+#[derive(Debug, Clone)]
+pub(super) struct ManifestCache(Cache<String, Arc<Manifest>>);
+
+impl Default for ManifestCache {
+    fn default() -> Self {
+        Self(Cache::new(MANIFESTS_MAX))
+    }
+}
+
+impl ManifestCache {
+    async fn load(&self, io: &FileIO, file: &ManifestFile) -> Result<Arc<Manifest>> {
+        if let Some(manifest) = self.0.get(&file.manifest_path) {
+            return Ok(manifest);
+        }
+        let manifest = file.load_manifest(io).await.map_err(|e| {
+            Error::corrupt(format!("cannot read Iceberg manifest '{}'", file.manifest_path)).with_source(e)
+        })?;
+        let manifest = Arc::new(manifest);
+        self.0.insert(file.manifest_path.clone(), Arc::clone(&manifest));
+        Ok(manifest)
+    }
+}
+
+pub(super) async fn manifest_list(io: &FileIO, metadata: &TableMetadata, snapshot: &Snapshot) -> Result<ManifestList> {
+    let path = snapshot.manifest_list();
+    let corrupt = |e| Error::corrupt(format!("cannot read Iceberg manifest list '{path}'")).with_source(e);
+    let bytes = io.new_input(path).map_err(corrupt)?.read().await.map_err(corrupt)?;
+    ManifestList::parse_with_version(&bytes, metadata.format_version()).map_err(corrupt)
+}
+
+/// The live data files of `snapshot`; with `added_by`, only those that the named snapshots added.
+///
+/// # Errors
+/// `Unsupported` where the snapshot has delete files: reading past them would return deleted rows.
+pub(super) async fn data_files(
+    io: &FileIO,
+    cache: &ManifestCache,
+    metadata: &TableMetadata,
+    snapshot: &Snapshot,
+    added_by: Option<&[i64]>,
+) -> Result<Vec<DataFile>> {
+    let mut files = Vec::new();
+    for manifest in manifest_list(io, metadata, snapshot).await?.entries() {
+        if manifest.content == ManifestContentType::Deletes {
+            return Err(Error::unsupported(format!(
+                "the table at '{}' has Iceberg delete files, which are not read yet: rewrite it without them",
+                metadata.location()
+            )));
+        }
+        if added_by.is_some_and(|ids| !ids.contains(&manifest.added_snapshot_id)) {
+            continue;
+        }
+        let loaded = cache.load(io, manifest).await?;
+        for entry in loaded.entries().iter().filter(|e| e.is_alive()) {
+            let wanted = match (added_by, entry.snapshot_id()) {
+                (None, _) => true,
+                (Some(ids), Some(id)) => ids.contains(&id),
+                (Some(_), None) => true,
+            };
+            if wanted {
+                files.push(entry.data_file().clone());
+            }
+        }
+    }
+    Ok(files)
+}

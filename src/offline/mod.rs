@@ -1,0 +1,14 @@
+//! History: Iceberg tables, how they are found, read, written and committed.
+
+mod catalog;
+mod files;
+mod scan;
+mod schema;
+mod snapshot;
+mod statistics;
+mod store;
+mod write;
+
+pub(crate) use scan::IcebergTable;
+pub(crate) use schema::{storage_schema, storage_type};
+pub(crate) use store::{OfflineStore, OfflineTable, TableSpec};

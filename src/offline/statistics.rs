@@ -1,0 +1,114 @@
+//! Iceberg's per-file bounds and counts, as DataFusion reads them: to skip files and to estimate.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use datafusion::arrow::array::{ArrayRef, BooleanArray, UInt64Array};
+use datafusion::arrow::datatypes::{DataType, SchemaRef, TimeUnit};
+use datafusion::common::pruning::PruningStatistics;
+use datafusion::common::stats::Precision;
+use datafusion::common::{Column, ColumnStatistics, ScalarValue, Statistics};
+use iceberg::spec::{DataFile, Datum, PrimitiveLiteral, Schema};
+
+/// Bounds of many files, column by column, for a `PruningPredicate`.
+pub(super) struct FileBounds<'a> {
+    pub(super) files: &'a [DataFile],
+    pub(super) schema: &'a Schema,
+    pub(super) arrow: &'a SchemaRef,
+}
+
+impl FileBounds<'_> {
+    fn column(&self, column: &Column) -> Option<(i32, &DataType)> {
+        let id = self.schema.field_by_name(&column.name)?.id;
+        Some((id, self.arrow.field_with_name(&column.name).ok()?.data_type()))
+    }
+
+    fn bounds<'f>(&'f self, column: &Column, bound: impl Fn(&'f DataFile, i32) -> Option<&'f Datum>) -> Option<ArrayRef> {
+        let (id, data_type) = self.column(column)?;
+        let null = ScalarValue::try_from(data_type).ok()?;
+        let values = self.files.iter().map(|file| {
+            bound(file, id).and_then(|datum| scalar(datum, data_type)).unwrap_or_else(|| null.clone())
+        });
+        ScalarValue::iter_to_array(values).ok()
+    }
+}
+
+impl PruningStatistics for FileBounds<'_> {
+    fn min_values(&self, column: &Column) -> Option<ArrayRef> {
+        self.bounds(column, |file, id| file.lower_bounds().get(&id))
+    }
+
+    fn max_values(&self, column: &Column) -> Option<ArrayRef> {
+        self.bounds(column, |file, id| file.upper_bounds().get(&id))
+    }
+
+    fn num_containers(&self) -> usize {
+        self.files.len()
+    }
+
+    fn null_counts(&self, column: &Column) -> Option<ArrayRef> {
+        let (id, _) = self.column(column)?;
+        let counts: UInt64Array = self.files.iter().map(|f| f.null_value_counts().get(&id).copied()).collect();
+        Some(Arc::new(counts))
+    }
+
+    fn row_counts(&self, _column: &Column) -> Option<ArrayRef> {
+        let counts: UInt64Array = self.files.iter().map(|f| Some(f.record_count())).collect();
+        Some(Arc::new(counts))
+    }
+
+    fn contained(&self, _column: &Column, _values: &HashSet<ScalarValue>) -> Option<BooleanArray> {
+        None
+    }
+}
+
+/// What one file tells the optimizer. Row counts are exact; bounds may be truncated, so they are not.
+pub(super) fn file_statistics(file: &DataFile, schema: &Schema, arrow: &SchemaRef) -> Statistics {
+    let column_statistics = arrow
+        .fields()
+        .iter()
+        .map(|field| {
+            let Some(id) = schema.field_by_name(field.name()).map(|f| f.id) else {
+                return ColumnStatistics::new_unknown();
+            };
+            let bound = |datum: Option<&Datum>| match datum.and_then(|d| scalar(d, field.data_type())) {
+                Some(value) => Precision::Inexact(value),
+                None => Precision::Absent,
+            };
+            ColumnStatistics {
+                null_count: match file.null_value_counts().get(&id) {
+                    Some(count) => Precision::Inexact(*count as usize),
+                    None => Precision::Absent,
+                },
+                min_value: bound(file.lower_bounds().get(&id)),
+                max_value: bound(file.upper_bounds().get(&id)),
+                ..ColumnStatistics::new_unknown()
+            }
+        })
+        .collect();
+    Statistics {
+        num_rows: Precision::Exact(file.record_count() as usize),
+        total_byte_size: Precision::Inexact(file.file_size_in_bytes() as usize),
+        column_statistics,
+    }
+}
+
+/// An Iceberg bound as a value of the column's Arrow type; `None` where the two do not meet.
+fn scalar(datum: &Datum, data_type: &DataType) -> Option<ScalarValue> {
+    use PrimitiveLiteral as L;
+    Some(match (datum.literal(), data_type) {
+        (L::Boolean(v), DataType::Boolean) => ScalarValue::Boolean(Some(*v)),
+        (L::Int(v), DataType::Int32) => ScalarValue::Int32(Some(*v)),
+        (L::Int(v), DataType::Int64) => ScalarValue::Int64(Some(i64::from(*v))),
+        (L::Int(v), DataType::Date32) => ScalarValue::Date32(Some(*v)),
+        (L::Long(v), DataType::Int64) => ScalarValue::Int64(Some(*v)),
+        (L::Long(v), DataType::Timestamp(TimeUnit::Microsecond, zone)) => {
+            ScalarValue::TimestampMicrosecond(Some(*v), zone.clone())
+        }
+        (L::Float(v), DataType::Float32) if !v.is_nan() => ScalarValue::Float32(Some(v.0)),
+        (L::Double(v), DataType::Float64) if !v.is_nan() => ScalarValue::Float64(Some(v.0)),
+        (L::String(v), DataType::Utf8) => ScalarValue::Utf8(Some(v.clone())),
+        (L::Int128(v), DataType::Decimal128(p, s)) => ScalarValue::Decimal128(Some(*v), *p, *s),
+        _ => return None,
+    })
+}

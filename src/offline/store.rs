@@ -1,0 +1,361 @@
+//! The offline store: creates, finds, appends to, replaces and drops Iceberg tables.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::execution::SendableRecordBatchStream;
+use iceberg::io::FileIO;
+use iceberg::spec::{DataFile, TableMetadata, TableMetadataBuilder, TableMetadataRef};
+use iceberg::{MetadataLocation, TableCreation};
+use moka::sync::Cache;
+use uuid::Uuid;
+
+use super::catalog::Catalog;
+use super::files::{ManifestCache, data_files};
+use super::schema::{arrow_schema, iceberg_schema};
+use super::snapshot;
+use super::write::{WrittenFiles, write_files};
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::model::TableName;
+
+const METADATA_MAX: u64 = 4096;
+/// How often a commit starts again from fresh metadata when others commit to the same table.
+const COMMIT_ATTEMPTS_MAX: usize = 32;
+
+/// How much of a table's name goes into its directory's name; a UUID behind it makes it unique.
+const NAME_CHARS_MAX: usize = 64;
+
+/// What a new table is made of.
+#[derive(Debug, Clone)]
+pub(crate) struct TableSpec {
+    pub(crate) name: TableName,
+    /// Stored columns; see [`super::storage_schema`].
+    pub(crate) schema: SchemaRef,
+    /// Descriptions of top-level columns.
+    pub(crate) docs: HashMap<String, String>,
+    /// Iceberg table properties.
+    pub(crate) properties: HashMap<String, String>,
+}
+
+/// An Iceberg table at one version of its metadata.
+#[derive(Debug, Clone)]
+pub(crate) struct OfflineTable {
+    name: TableName,
+    location: Arc<str>,
+    metadata: TableMetadataRef,
+    schema: SchemaRef,
+}
+
+impl OfflineTable {
+    fn new(name: TableName, location: &str, metadata: TableMetadataRef) -> Result<Self> {
+        refuse_renames(&name, &metadata)?;
+        let schema = arrow_schema(metadata.current_schema())?;
+        Ok(Self { name, location: location.into(), metadata, schema })
+    }
+
+    pub(crate) fn name(&self) -> &TableName {
+        &self.name
+    }
+
+    pub(crate) fn metadata(&self) -> &TableMetadataRef {
+        &self.metadata
+    }
+
+    /// Columns as SQL sees them.
+    pub(crate) fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    /// Snapshots after `applied` up to the current one, or `None` where `applied` is not among its ancestors.
+    pub(crate) fn snapshots_since(&self, applied: i64) -> Option<Vec<i64>> {
+        let mut since = Vec::new();
+        let mut current = self.metadata.current_snapshot();
+        while let Some(snapshot) = current {
+            if snapshot.snapshot_id() == applied {
+                return Some(since);
+            }
+            since.push(snapshot.snapshot_id());
+            current = snapshot.parent_snapshot_id().and_then(|id| self.metadata.snapshot_by_id(id));
+        }
+        None
+    }
+
+    /// A property of the current snapshot's summary.
+    pub(crate) fn snapshot_property(&self, key: &str) -> Option<&str> {
+        let summary = self.metadata.current_snapshot()?.summary();
+        summary.additional_properties.get(key).map(String::as_str)
+    }
+}
+
+/// Data files are read by column name, which is the field's name only while no column was renamed.
+fn refuse_renames(name: &TableName, metadata: &TableMetadata) -> Result<()> {
+    let current = metadata.current_schema();
+    for schema in metadata.schemas_iter() {
+        for field in schema.as_struct().fields() {
+            let same_id = current.field_by_id(field.id).is_none_or(|f| f.name == field.name);
+            let same_name = current.field_by_name(&field.name).is_none_or(|f| f.id == field.id);
+            if !same_id || !same_name {
+                return Err(Error::unsupported(format!(
+                    "column '{}' of table '{name}' was renamed or replaced, which is not read yet: copy the table \
+                     with the engine that renamed it",
+                    field.name
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Iceberg tables in one warehouse, found through one catalog.
+#[derive(Debug)]
+pub(crate) struct OfflineStore {
+    catalog: Catalog,
+    io: FileIO,
+    warehouse: PathBuf,
+    clock: Arc<dyn Clock>,
+    metadata: Cache<String, TableMetadataRef>,
+    manifests: ManifestCache,
+}
+
+impl OfflineStore {
+    /// Opens the catalog (a SQLite file) and the warehouse (a directory), creating both where they do not exist.
+    pub(crate) async fn open(catalog: &Path, warehouse: &Path, clock: Arc<dyn Clock>) -> Result<Self> {
+        let unusable = |e: std::io::Error| {
+            Error::unavailable(format!("cannot use the warehouse at '{}'", warehouse.display())).with_source(e)
+        };
+        std::fs::create_dir_all(warehouse).map_err(unusable)?;
+        let warehouse = warehouse.canonicalize().map_err(unusable)?;
+        let catalog = Catalog::open(catalog).await?;
+        Ok(Self {
+            catalog,
+            io: FileIO::new_with_fs(),
+            warehouse,
+            clock,
+            metadata: Cache::new(METADATA_MAX),
+            manifests: ManifestCache::default(),
+        })
+    }
+
+    /// Every namespace.
+    pub(crate) async fn schemas(&self) -> Result<Vec<String>> {
+        self.catalog.namespaces().await
+    }
+
+    /// `false` means that it exists already.
+    pub(crate) async fn create_schema(&self, schema: &str) -> Result<bool> {
+        self.catalog.create_namespace(schema).await
+    }
+
+    /// `false` means that it does not exist or is not empty.
+    pub(crate) async fn drop_schema(&self, schema: &str) -> Result<bool> {
+        self.catalog.drop_namespace(schema).await
+    }
+
+    /// Every table, with the location of its current metadata.
+    pub(crate) async fn tables(&self) -> Result<Vec<(TableName, String)>> {
+        Ok(self.catalog.tables().await?.into_iter().map(|e| (e.name, e.metadata_location)).collect())
+    }
+
+    /// The table at the metadata that `location` names.
+    pub(crate) async fn load_at(&self, name: &TableName, location: &str) -> Result<OfflineTable> {
+        let metadata = match self.metadata.get(location) {
+            Some(metadata) => metadata,
+            None => {
+                let read = TableMetadata::read_from(&self.io, location).await.map_err(|e| {
+                    Error::corrupt(format!("cannot read metadata '{location}' of table '{name}'")).with_source(e)
+                })?;
+                let read = Arc::new(read);
+                self.metadata.insert(location.to_owned(), Arc::clone(&read));
+                read
+            }
+        };
+        OfflineTable::new(name.clone(), location, metadata)
+    }
+
+    /// The table at its newest metadata.
+    pub(crate) async fn load(&self, name: &TableName) -> Result<Option<OfflineTable>> {
+        match self.catalog.metadata_location(name).await? {
+            Some(location) => self.load_at(name, &location).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The live data files of the table's current snapshot; with `added_by`, only those that these snapshots added.
+    pub(crate) async fn data_files(&self, table: &OfflineTable, added_by: Option<&[i64]>) -> Result<Vec<DataFile>> {
+        match table.metadata.current_snapshot() {
+            Some(current) => data_files(&self.io, &self.manifests, &table.metadata, current, added_by).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Creates a table, with rows if `rows` is given: both or neither become visible. Returns the rows written.
+    ///
+    /// # Errors
+    /// `AlreadyExists` where the name is taken.
+    pub(crate) async fn create(&self, spec: &TableSpec, rows: Option<SendableRecordBatchStream>) -> Result<u64> {
+        let built = self.build(spec, rows).await?;
+        match self.catalog.insert(&spec.name, &built.location).await {
+            Ok(true) => Ok(built.rows),
+            Ok(false) => {
+                self.discard(&built).await;
+                Err(Error::already_exists(format!("table '{}' exists already", spec.name)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Puts a new table in the place of `old`, in one step.
+    ///
+    /// # Errors
+    /// `Conflict` where `old` changed meanwhile.
+    pub(crate) async fn replace(
+        &self,
+        old: &OfflineTable,
+        spec: &TableSpec,
+        rows: SendableRecordBatchStream,
+    ) -> Result<u64> {
+        let built = self.build(spec, Some(rows)).await?;
+        if self.catalog.swap(&spec.name, &old.location, &built.location).await? {
+            self.delete_files(&old.metadata).await;
+            return Ok(built.rows);
+        }
+        self.discard(&built).await;
+        Err(Error::conflict(format!("table '{}' changed while it was replaced: try again", spec.name)))
+    }
+
+    /// Appends rows to `table`, at whatever metadata it has by then, and returns it with them.
+    /// `properties` go into the snapshot's summary.
+    ///
+    /// # Errors
+    /// `Conflict` where the table was dropped or replaced meanwhile, or stays contended. Nothing is appended then.
+    pub(crate) async fn append(
+        &self,
+        table: &OfflineTable,
+        rows: SendableRecordBatchStream,
+        properties: HashMap<String, String>,
+    ) -> Result<(OfflineTable, u64)> {
+        let written = write_files(&self.io, &table.metadata, rows).await?;
+        if written.files.is_empty() {
+            return Ok((table.clone(), 0));
+        }
+        let committed = self.commit(table, &written, properties).await;
+        if let Err(error) = &committed
+            && error.kind() == crate::error::ErrorKind::Conflict
+        {
+            written.discard(&self.io).await;
+        }
+        Ok((committed?, written.rows))
+    }
+
+    async fn commit(
+        &self,
+        table: &OfflineTable,
+        written: &WrittenFiles,
+        properties: HashMap<String, String>,
+    ) -> Result<OfflineTable> {
+        for _ in 0..COMMIT_ATTEMPTS_MAX {
+            let current = self.load(&table.name).await?;
+            let Some(current) = current.filter(|t| t.metadata.uuid() == table.metadata.uuid()) else {
+                return Err(Error::conflict(format!("table '{}' was dropped or replaced meanwhile", table.name)));
+            };
+            let now_ms = self.clock.now_us().div_euclid(1000);
+            let next =
+                snapshot::append(&self.io, &current.metadata, written.files.clone(), properties.clone(), now_ms)
+                    .await?;
+            let location = MetadataLocation::from_str(&current.location)
+                .map_err(|e| Error::corrupt(format!("table '{}' has a bad metadata location", table.name)).with_source(e))?
+                .with_next_version();
+            let (location, metadata) = self.write_metadata(next, location).await?;
+            if self.catalog.swap(&table.name, &current.location, &location).await? {
+                return OfflineTable::new(table.name.clone(), &location, metadata);
+            }
+        }
+        Err(Error::conflict(format!("table '{}' is being written by too many at once: try again", table.name)))
+    }
+
+    /// Removes a table from the catalog, then its files.
+    pub(crate) async fn drop_table(&self, table: &OfflineTable) -> Result<()> {
+        let mut current = table.clone();
+        for _ in 0..COMMIT_ATTEMPTS_MAX {
+            if self.catalog.remove(&current.name, &current.location).await? {
+                self.delete_files(&current.metadata).await;
+                return Ok(());
+            }
+            match self.load(&table.name).await? {
+                Some(newer) if newer.metadata.uuid() == table.metadata.uuid() => current = newer,
+                _ => return Ok(()),
+            }
+        }
+        Err(Error::conflict(format!("table '{}' is being written by too many at once: try again", table.name)))
+    }
+
+    async fn build(&self, spec: &TableSpec, rows: Option<SendableRecordBatchStream>) -> Result<Built> {
+        let name = &spec.name;
+        let directory = format!("{}-{}", path_component(&name.name), Uuid::now_v7());
+        let location = self.warehouse.join(path_component(&name.schema)).join(directory);
+        let creation = TableCreation::builder()
+            .name(name.name.clone())
+            .location(format!("file://{}", location.display()))
+            .schema(iceberg_schema(&spec.schema, &spec.docs)?)
+            .properties(spec.properties.clone())
+            .build();
+        let cannot = |e| Error::invalid(format!("table '{name}' does not fit Iceberg")).with_source(e);
+        let mut metadata =
+            TableMetadataBuilder::from_table_creation(creation).and_then(|b| b.build()).map_err(cannot)?.metadata;
+        let mut written = None;
+        if let Some(rows) = rows {
+            let files = write_files(&self.io, &metadata, rows).await?;
+            if !files.files.is_empty() {
+                let now_ms = self.clock.now_us().div_euclid(1000);
+                metadata =
+                    snapshot::append(&self.io, &metadata, files.files.clone(), HashMap::new(), now_ms).await?;
+            }
+            written = Some(files);
+        }
+        let location = MetadataLocation::new_with_metadata(metadata.location(), &metadata);
+        let (location, metadata) = self.write_metadata(metadata, location).await?;
+        Ok(Built { location, metadata, rows: written.map_or(0, |w| w.rows) })
+    }
+
+    async fn write_metadata(
+        &self,
+        metadata: TableMetadata,
+        location: MetadataLocation,
+    ) -> Result<(String, TableMetadataRef)> {
+        metadata
+            .write_to(&self.io, &location)
+            .await
+            .map_err(|e| Error::unavailable("cannot write table metadata to the warehouse").with_source(e))?;
+        let (location, metadata) = (location.to_string(), Arc::new(metadata));
+        self.metadata.insert(location.clone(), Arc::clone(&metadata));
+        Ok((location, metadata))
+    }
+
+    async fn discard(&self, built: &Built) {
+        self.delete_files(&built.metadata).await;
+    }
+
+    async fn delete_files(&self, metadata: &TableMetadata) {
+        let location = metadata.location();
+        if let Err(error) = self.io.delete_prefix(format!("{location}/")).await {
+            tracing::warn!(location, %error, "files of a dropped table were not removed");
+        }
+    }
+}
+
+/// A name as one component of a path: whatever a quoted SQL name holds, it stays inside the warehouse.
+fn path_component(name: &str) -> String {
+    let safe = |c: char| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '_' };
+    name.chars().take(NAME_CHARS_MAX).map(safe).collect()
+}
+
+/// A complete table that the catalog does not name yet.
+struct Built {
+    location: String,
+    metadata: TableMetadataRef,
+    rows: u64,
+}

@@ -1,0 +1,130 @@
+//! A feature group's definition in its Iceberg table's properties, and back.
+//!
+//! ```text
+//! comment                  = what the group is, in words
+//! fletching.feature-group  = {"format":1,"version":1,"entity_key":["user_id"],"event_time":"ts",
+//!                             "ttl_us":2592000000000,"owner":"ml","tags":["churn"],"online":true,
+//!                             "defaults":{"purchase_count_7d":"0"}}
+//! ```
+//! Column descriptions are Iceberg field docs; names, types and nullability are the Iceberg schema's.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use datafusion::arrow::datatypes::DataType;
+use datafusion::common::ScalarValue;
+use serde::{Deserialize, Serialize};
+
+use super::Object;
+use crate::error::{Error, Result};
+use crate::model::{Column, FeatureGroup, INGESTED_AT, SEQUENCE};
+use crate::offline::OfflineTable;
+
+const PROPERTY: &str = "fletching.feature-group";
+const COMMENT: &str = "comment";
+const FORMAT: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    format: u32,
+    version: u32,
+    entity_key: Vec<String>,
+    event_time: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ttl_us: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owner: Option<String>,
+    #[serde(default)]
+    tags: Vec<String>,
+    online: bool,
+    #[serde(default)]
+    defaults: BTreeMap<String, String>,
+}
+
+/// The table properties that keep `group`'s definition.
+pub(crate) fn properties_of(group: &FeatureGroup) -> Result<HashMap<String, String>> {
+    let name_of = |i: &usize| group.columns[*i].field.name().clone();
+    let mut defaults = BTreeMap::new();
+    for column in &group.columns {
+        if let Some(default) = &column.default {
+            defaults.insert(column.field.name().clone(), text_of(default)?);
+        }
+    }
+    let ttl_us = group.ttl.map(|ttl| u64::try_from(ttl.as_micros()).unwrap_or(u64::MAX));
+    let stored = Stored {
+        format: FORMAT,
+        version: group.version,
+        entity_key: group.entity_key.iter().map(name_of).collect(),
+        event_time: name_of(&group.event_time),
+        ttl_us,
+        owner: group.owner.clone(),
+        tags: group.tags.clone(),
+        online: group.online,
+        defaults,
+    };
+    let json = serde_json::to_string(&stored)
+        .map_err(|e| Error::internal("a definition does not serialize").with_source(e))?;
+    let mut properties = HashMap::from([(PROPERTY.to_owned(), json)]);
+    if let Some(description) = &group.description {
+        properties.insert(COMMENT.to_owned(), description.clone());
+    }
+    Ok(properties)
+}
+
+/// What an Iceberg table is: a feature group where its properties define one, else a plain table.
+pub(super) fn object_of(table: OfflineTable) -> Result<Object> {
+    let Some(json) = table.metadata().properties().get(PROPERTY) else {
+        return Ok(Object::Table(table));
+    };
+    let corrupt = |what: String| Error::corrupt(format!("definition of feature group '{}': {what}", table.name()));
+    let stored: Stored = serde_json::from_str(json).map_err(|e| corrupt(e.to_string()))?;
+    if stored.format != FORMAT {
+        return Err(Error::unsupported(format!(
+            "feature group '{}' was defined by a newer version (format {}): upgrade this server",
+            table.name(),
+            stored.format
+        )));
+    }
+    let columns = columns_of(&table, &stored.defaults)?;
+    let index = |name: &str| {
+        columns.iter().position(|c| c.field.name() == name).ok_or_else(|| corrupt(format!("no column '{name}'")))
+    };
+    let group = FeatureGroup {
+        id: table.metadata().uuid(),
+        name: table.name().clone(),
+        version: stored.version,
+        entity_key: stored.entity_key.iter().map(|n| index(n)).collect::<Result<_>>()?,
+        event_time: index(&stored.event_time)?,
+        ttl: stored.ttl_us.map(Duration::from_micros),
+        owner: stored.owner,
+        description: table.metadata().properties().get(COMMENT).cloned(),
+        tags: stored.tags,
+        online: stored.online,
+        columns,
+    };
+    Ok(Object::FeatureGroup(Arc::new(group), table))
+}
+
+fn columns_of(table: &OfflineTable, defaults: &BTreeMap<String, String>) -> Result<Vec<Column>> {
+    let iceberg = table.metadata().current_schema();
+    let declared = table.schema().fields().iter().filter(|f| f.name() != INGESTED_AT && f.name() != SEQUENCE);
+    declared
+        .map(|field| {
+            let default = defaults.get(field.name()).map(|text| default_of(text, field.data_type())).transpose()?;
+            let description = iceberg.field_by_name(field.name()).and_then(|f| f.doc.clone());
+            Ok(Column { field: Arc::clone(field), default, description })
+        })
+        .collect()
+}
+
+fn text_of(value: &ScalarValue) -> Result<String> {
+    match value.cast_to(&DataType::Utf8)? {
+        ScalarValue::Utf8(Some(text)) => Ok(text),
+        _ => Err(Error::invalid("a DEFAULT must not be NULL: leave it out instead")),
+    }
+}
+
+fn default_of(text: &str, data_type: &DataType) -> Result<ScalarValue> {
+    Ok(ScalarValue::Utf8(Some(text.to_owned())).cast_to(data_type)?)
+}

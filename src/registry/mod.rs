@@ -1,0 +1,88 @@
+//! Which objects exist: feature groups and plain tables, as immutable snapshots of their definitions.
+
+mod definition;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use moka::sync::Cache;
+
+pub(crate) use definition::properties_of;
+
+use crate::error::Result;
+use crate::model::{FeatureGroup, TableName};
+use crate::offline::{OfflineStore, OfflineTable};
+
+const DEFINITIONS_MAX: u64 = 4096;
+
+/// Schema that holds unqualified names.
+pub(crate) const DEFAULT_SCHEMA: &str = "public";
+
+/// What a name stands for.
+#[derive(Debug, Clone)]
+pub(crate) enum Object {
+    FeatureGroup(Arc<FeatureGroup>, OfflineTable),
+    Table(OfflineTable),
+}
+
+/// Everything that existed at one moment: schemas, and tables with the location of their metadata.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Listing {
+    pub(crate) schemas: Vec<String>,
+    pub(crate) tables: BTreeMap<TableName, String>,
+}
+
+/// Finds objects in the Iceberg catalog; a definition lives in its table's properties, so it is as
+/// atomic and as durable as the table.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    offline: Arc<OfflineStore>,
+    objects: Cache<String, Object>,
+}
+
+impl Registry {
+    pub(crate) fn new(offline: Arc<OfflineStore>) -> Self {
+        Self { offline, objects: Cache::new(DEFINITIONS_MAX) }
+    }
+
+    /// What exists now.
+    pub(crate) async fn listing(&self) -> Result<Listing> {
+        let tables: BTreeMap<TableName, String> = self.offline.tables().await?.into_iter().collect();
+        let mut schemas = self.offline.schemas().await?;
+        if !schemas.iter().any(|s| s == DEFAULT_SCHEMA) {
+            schemas.push(DEFAULT_SCHEMA.to_owned());
+        }
+        schemas.sort();
+        Ok(Listing { schemas, tables })
+    }
+
+    /// The object as it was when `listing` was taken.
+    pub(crate) async fn object_in(&self, listing: &Listing, name: &TableName) -> Result<Option<Object>> {
+        let Some(location) = listing.tables.get(name) else { return Ok(None) };
+        if let Some(object) = self.objects.get(location) {
+            return Ok(Some(object));
+        }
+        let object = definition::object_of(self.offline.load_at(name, location).await?)?;
+        self.objects.insert(location.clone(), object.clone());
+        Ok(Some(object))
+    }
+
+    /// The object as it is now.
+    pub(crate) async fn object(&self, name: &TableName) -> Result<Option<Object>> {
+        match self.offline.load(name).await? {
+            Some(table) => definition::object_of(table).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Every feature group in `listing`, ordered by name.
+    pub(crate) async fn feature_groups(&self, listing: &Listing) -> Result<Vec<(Arc<FeatureGroup>, OfflineTable)>> {
+        let mut groups = Vec::new();
+        for name in listing.tables.keys() {
+            if let Some(Object::FeatureGroup(group, table)) = self.object_in(listing, name).await? {
+                groups.push((group, table));
+            }
+        }
+        Ok(groups)
+    }
+}

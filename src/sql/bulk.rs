@@ -1,0 +1,187 @@
+//! Bulk ingest into a named table, and the list of what a session sees.
+
+use std::sync::Arc;
+
+use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::execution::SendableRecordBatchStream;
+
+use super::ddl::nullable;
+use super::session::Session;
+use super::system;
+use super::temp::TempTable;
+use crate::error::{Error, Result};
+use crate::model::TableName;
+use crate::registry::{DEFAULT_SCHEMA, Object};
+
+/// What to do where the table of a bulk ingest does not exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IfNotExists {
+    /// Create a plain table of the rows' columns.
+    Create,
+    /// Fail with `NotFound`.
+    Fail,
+}
+
+/// What to do where the table of a bulk ingest exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IfExists {
+    /// Fail with `AlreadyExists`.
+    Fail,
+    /// Add the rows to it.
+    Append,
+    /// Put a new table in its place.
+    Replace,
+}
+
+/// Where a bulk ingest goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IngestTarget {
+    /// Schema; the default schema where `None`.
+    pub schema: Option<String>,
+    /// Table or feature group.
+    pub table: String,
+    /// A temporary table of the session.
+    pub temporary: bool,
+    /// What to do where it does not exist.
+    pub if_not_exists: IfNotExists,
+    /// What to do where it exists.
+    pub if_exists: IfExists,
+}
+
+/// One table as metadata calls list it.
+#[derive(Debug, Clone)]
+pub struct TableEntry {
+    /// Schema.
+    pub schema: String,
+    /// Name within the schema.
+    pub name: String,
+    /// `TABLE`, `FEATURE GROUP`, `VIEW`, `SYSTEM TABLE` or `LOCAL TEMPORARY`.
+    pub kind: &'static str,
+    /// Columns as a query would return them, with declared nullability.
+    pub columns: SchemaRef,
+    /// What it is, in words.
+    pub comment: Option<String>,
+    /// Entity key and event time of a feature group; empty for others.
+    pub primary_key: Vec<String>,
+}
+
+impl Session {
+    /// Writes all batches to the table, or none. Returns the rows written.
+    ///
+    /// # Errors
+    /// `NotFound` and `AlreadyExists` by the target's modes; `Invalid` where rows do not fit the table.
+    pub async fn ingest(&self, target: IngestTarget, batches: SendableRecordBatchStream) -> Result<u64> {
+        self.catalog.refresh().await?;
+        let name = TableName::new(target.schema.as_deref().unwrap_or(DEFAULT_SCHEMA), &target.table);
+        if target.temporary {
+            return self.ingest_temporary(&name, &target, batches).await;
+        }
+        let exists = self.catalog.object(&name).await?.is_some();
+        if !exists {
+            self.check_creatable(&name)?;
+        }
+        match (exists, target.if_not_exists, target.if_exists) {
+            (false, IfNotExists::Fail, _) => Err(missing(&name)),
+            (false, IfNotExists::Create, _) => self.engine.ingest.create_table(&name, nullable(batches)).await,
+            (true, _, IfExists::Fail) => Err(taken(&name)),
+            (true, _, IfExists::Append) => self.engine.ingest.append(&name, batches).await,
+            (true, _, IfExists::Replace) => self.engine.ingest.replace_table(&name, nullable(batches)).await,
+        }
+    }
+
+    async fn ingest_temporary(
+        &self,
+        name: &TableName,
+        target: &IngestTarget,
+        batches: SendableRecordBatchStream,
+    ) -> Result<u64> {
+        self.check_temp_name(name)?;
+        let existing = self.catalog.temp.get(&name.name);
+        match (existing, target.if_not_exists, target.if_exists) {
+            (None, IfNotExists::Fail, _) => return Err(missing(name)),
+            (Some(_), _, IfExists::Fail) => return Err(taken(name)),
+            (Some(object), _, IfExists::Append) => {
+                let table = object.as_any().downcast_ref::<TempTable>();
+                let table = table.ok_or_else(|| Error::invalid(format!("'{}' is a view", name.name)))?;
+                return table.append(batches).await;
+            }
+            (None, IfNotExists::Create, _) | (Some(_), _, IfExists::Replace) => {}
+        }
+        let batches = nullable(batches);
+        let table = TempTable::new(&name.name, batches.schema(), &self.engine.runtime.memory_pool);
+        let count = table.append(batches).await?;
+        self.catalog.temp.insert(&name.name, Arc::new(table), target.if_exists == IfExists::Replace)?;
+        Ok(count)
+    }
+
+    /// Every schema this session sees, ordered by name.
+    pub async fn schemas(&self) -> Result<Vec<String>> {
+        let listing = self.catalog.refresh().await?;
+        let mut schemas = listing.schemas.clone();
+        schemas.extend([system::SCHEMA.to_owned(), "information_schema".to_owned()]);
+        schemas.sort();
+        Ok(schemas)
+    }
+
+    /// Every table this session sees, ordered by schema and name.
+    pub async fn tables(&self) -> Result<Vec<TableEntry>> {
+        let listing = self.catalog.refresh().await?;
+        let mut tables = Vec::new();
+        for name in listing.tables.keys() {
+            match self.catalog.object(name).await {
+                Ok(Some(object)) => tables.push(entry(name, &object)),
+                Ok(None) => {}
+                Err(error) => tracing::warn!(table = %name, %error, "a table that cannot be read is not listed"),
+            }
+        }
+        for name in self.catalog.temp.names() {
+            if let Some(object) = self.catalog.temp.get(&name) {
+                tables.push(TableEntry {
+                    schema: DEFAULT_SCHEMA.to_owned(),
+                    kind: if object.as_any().is::<TempTable>() { "LOCAL TEMPORARY" } else { "VIEW" },
+                    name,
+                    columns: object.schema(),
+                    comment: None,
+                    primary_key: Vec::new(),
+                });
+            }
+        }
+        for name in system::TABLES {
+            if let Some(table) = system::table(name, &[])? {
+                tables.push(TableEntry {
+                    schema: system::SCHEMA.to_owned(),
+                    name: name.to_owned(),
+                    kind: "SYSTEM TABLE",
+                    columns: table.schema(),
+                    comment: None,
+                    primary_key: Vec::new(),
+                });
+            }
+        }
+        tables.sort_by(|a, b| (&a.schema, &a.name).cmp(&(&b.schema, &b.name)));
+        Ok(tables)
+    }
+}
+
+fn entry(name: &TableName, object: &Object) -> TableEntry {
+    let (kind, columns, comment, primary_key) = match object {
+        Object::FeatureGroup(group, _) => {
+            let mut key: Vec<String> = group.key_fields().iter().map(|f| f.name().clone()).collect();
+            key.push(group.columns[group.event_time].field.name().clone());
+            ("FEATURE GROUP", group.schema(), group.description.clone(), key)
+        }
+        Object::Table(table) => {
+            let comment = table.metadata().properties().get("comment").cloned();
+            ("TABLE", Arc::clone(table.schema()), comment, Vec::new())
+        }
+    };
+    TableEntry { schema: name.schema.clone(), name: name.name.clone(), kind, columns, comment, primary_key }
+}
+
+fn missing(name: &TableName) -> Error {
+    Error::not_found(format!("table '{name}' does not exist: create it first, or ingest in a mode that creates it"))
+}
+
+fn taken(name: &TableName) -> Error {
+    Error::already_exists(format!("table '{name}' exists already: append to it, or ingest in a mode that replaces it"))
+}

@@ -1,0 +1,170 @@
+//! What a session sees: schemas of stored tables as of one moment, its own temporary objects, and `system`.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use datafusion::catalog::{CatalogProvider, SchemaProvider, TableProvider};
+use datafusion::common::Result as DataFusionResult;
+use parking_lot::RwLock;
+
+use super::feature_group_table::FeatureGroupTable;
+use super::insert::PlainTable;
+use super::system;
+use super::temp::TempObjects;
+use crate::error::Result;
+use crate::ingest::Ingest;
+use crate::model::TableName;
+use crate::offline::{IcebergTable, OfflineStore};
+use crate::registry::{DEFAULT_SCHEMA, Listing, Object, Registry};
+
+/// Suffix of a feature group's history table.
+const HISTORY: &str = "$history";
+
+/// The catalog `fletching` of one session.
+#[derive(Debug)]
+pub(super) struct SessionCatalog {
+    registry: Arc<Registry>,
+    offline: Arc<OfflineStore>,
+    ingest: Arc<Ingest>,
+    listing: RwLock<Arc<Listing>>,
+    pub(super) temp: TempObjects,
+}
+
+impl SessionCatalog {
+    pub(super) fn new(registry: Arc<Registry>, offline: Arc<OfflineStore>, ingest: Arc<Ingest>) -> Self {
+        let temp = TempObjects::default();
+        Self { registry, offline, ingest, listing: RwLock::default(), temp }
+    }
+
+    /// Looks again at what exists: once for each statement, which then sees one state of the catalog.
+    pub(super) async fn refresh(&self) -> Result<Arc<Listing>> {
+        let listing = Arc::new(self.registry.listing().await?);
+        *self.listing.write() = Arc::clone(&listing);
+        Ok(listing)
+    }
+
+    pub(super) fn listing(&self) -> Arc<Listing> {
+        Arc::clone(&self.listing.read())
+    }
+
+    pub(super) async fn object(&self, name: &TableName) -> Result<Option<Object>> {
+        self.registry.object_in(&self.listing(), name).await
+    }
+
+    pub(super) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// The stored table of that name, `name$history` included.
+    pub(super) async fn stored(&self, name: &TableName) -> Result<Option<Arc<dyn TableProvider>>> {
+        let rows = |table| Arc::new(IcebergTable::current(Arc::clone(&self.offline), table));
+        if let Some(object) = self.object(name).await? {
+            return Ok(Some(match object {
+                Object::FeatureGroup(group, table) => {
+                    Arc::new(FeatureGroupTable::new(group, rows(table)).with_ingest(Arc::clone(&self.ingest)))
+                }
+                Object::Table(table) => {
+                    let ingest = Arc::clone(&self.ingest);
+                    Arc::new(PlainTable { name: name.clone(), rows: rows(table), ingest })
+                }
+            }));
+        }
+        let Some(group) = name.name.strip_suffix(HISTORY) else { return Ok(None) };
+        match self.object(&TableName::new(&name.schema, group)).await? {
+            Some(Object::FeatureGroup(_, table)) => Ok(Some(rows(table))),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// The catalog as DataFusion asks for it.
+#[derive(Debug, Clone)]
+pub(super) struct Catalog(pub(super) Arc<SessionCatalog>);
+
+impl CatalogProvider for Catalog {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn schema_names(&self) -> Vec<String> {
+        let mut names = self.0.listing().schemas.clone();
+        names.push(system::SCHEMA.to_owned());
+        names
+    }
+
+    fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
+        if name == system::SCHEMA {
+            return Some(Arc::new(SystemSchema(Arc::clone(&self.0))));
+        }
+        let known = self.0.listing().schemas.iter().any(|s| s == name);
+        known.then(|| Arc::new(StoredSchema { catalog: Arc::clone(&self.0), name: name.to_owned() }) as _)
+    }
+}
+
+/// One schema of stored tables. In the default schema a temporary table hides a stored one of its name.
+#[derive(Debug)]
+struct StoredSchema {
+    catalog: Arc<SessionCatalog>,
+    name: String,
+}
+
+impl StoredSchema {
+    fn temp(&self, name: &str) -> Option<Arc<dyn TableProvider>> {
+        if self.name == DEFAULT_SCHEMA { self.catalog.temp.get(name) } else { None }
+    }
+}
+
+#[async_trait]
+impl SchemaProvider for StoredSchema {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn table_names(&self) -> Vec<String> {
+        let listing = self.catalog.listing();
+        let stored = listing.tables.keys().filter(|t| t.schema == self.name).map(|t| t.name.clone());
+        let mut names: Vec<String> = stored.collect();
+        if self.name == DEFAULT_SCHEMA {
+            names.extend(self.catalog.temp.names());
+        }
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    async fn table(&self, name: &str) -> DataFusionResult<Option<Arc<dyn TableProvider>>> {
+        if let Some(temp) = self.temp(name) {
+            return Ok(Some(temp));
+        }
+        Ok(self.catalog.stored(&TableName::new(&self.name, name)).await?)
+    }
+
+    fn table_exist(&self, name: &str) -> bool {
+        self.temp(name).is_some() || self.catalog.listing().tables.contains_key(&TableName::new(&self.name, name))
+    }
+}
+
+/// The schema `system`.
+#[derive(Debug)]
+struct SystemSchema(Arc<SessionCatalog>);
+
+#[async_trait]
+impl SchemaProvider for SystemSchema {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn table_names(&self) -> Vec<String> {
+        system::TABLES.iter().map(|t| (*t).to_owned()).collect()
+    }
+
+    async fn table(&self, name: &str) -> DataFusionResult<Option<Arc<dyn TableProvider>>> {
+        let groups = self.0.registry.feature_groups(&self.0.listing()).await?;
+        Ok(system::table(name, &groups)?)
+    }
+
+    fn table_exist(&self, name: &str) -> bool {
+        system::TABLES.contains(&name)
+    }
+}

@@ -1,0 +1,114 @@
+//! The engine that all sessions share: stores, registry, memory, and how a session's planner is set up.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::context::SessionContext;
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::{FairSpillPool, MemoryPool, TrackConsumersPool, UnboundedMemoryPool};
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::prelude::SessionConfig;
+
+use super::catalog::{Catalog, SessionCatalog};
+use super::session::Session;
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::ingest::Ingest;
+use crate::offline::OfflineStore;
+use crate::online::OnlineStore;
+use crate::registry::{DEFAULT_SCHEMA, Registry};
+
+/// The one catalog.
+pub(crate) const CATALOG: &str = "fletching";
+
+/// How many of the largest consumers an out-of-memory error names.
+const CONSUMERS_NAMED: std::num::NonZeroUsize = std::num::NonZeroUsize::new(3).expect("3 is not 0");
+
+/// What an [`Engine`] is made of.
+#[derive(Debug)]
+pub(crate) struct EngineParts {
+    pub(crate) offline: Arc<OfflineStore>,
+    pub(crate) online: Arc<dyn OnlineStore>,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// Bound on what all queries and temporary tables hold together; `None` means no bound.
+    pub(crate) memory_limit_bytes: Option<usize>,
+    /// Where queries that exceed their memory spill.
+    pub(crate) spill_dir: PathBuf,
+}
+
+/// Stores, registry and memory, shared by all sessions.
+#[derive(Debug)]
+pub struct Engine {
+    pub(super) registry: Arc<Registry>,
+    pub(super) offline: Arc<OfflineStore>,
+    pub(super) online: Arc<dyn OnlineStore>,
+    pub(super) ingest: Arc<Ingest>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) runtime: Arc<RuntimeEnv>,
+}
+
+impl Engine {
+    pub(crate) fn new(parts: EngineParts) -> Result<Arc<Self>> {
+        let EngineParts { offline, online, clock, memory_limit_bytes, spill_dir } = parts;
+        let pool: Arc<dyn MemoryPool> = match memory_limit_bytes {
+            Some(bytes) => Arc::new(TrackConsumersPool::new(FairSpillPool::new(bytes), CONSUMERS_NAMED)),
+            None => Arc::new(UnboundedMemoryPool::default()),
+        };
+        std::fs::create_dir_all(&spill_dir).map_err(|e| {
+            Error::unavailable(format!("cannot use the spill directory '{}'", spill_dir.display())).with_source(e)
+        })?;
+        let disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Directories(vec![spill_dir]));
+        let runtime = RuntimeEnvBuilder::new().with_memory_pool(pool).with_disk_manager_builder(disk).build_arc()?;
+        let registry = Arc::new(Registry::new(Arc::clone(&offline)));
+        let ingest = Arc::new(Ingest::new(
+            Arc::clone(&registry),
+            Arc::clone(&offline),
+            Arc::clone(&online),
+            Arc::clone(&runtime),
+            Arc::clone(&clock),
+        ));
+        Ok(Arc::new(Self { registry, offline, online, ingest, clock, runtime }))
+    }
+
+    /// A new session, with no temporary objects.
+    pub fn session(self: &Arc<Self>) -> Arc<Session> {
+        let catalog = Arc::new(SessionCatalog::new(
+            Arc::clone(&self.registry),
+            Arc::clone(&self.offline),
+            Arc::clone(&self.ingest),
+        ));
+        let context = self.context();
+        context.register_catalog(CATALOG, Arc::new(Catalog(Arc::clone(&catalog))));
+        Arc::new(Session::new(Arc::clone(self), context, catalog))
+    }
+
+    /// Brings the online store up to the Iceberg snapshots that it has not applied, as after a restart.
+    pub(crate) async fn catch_up(&self) -> Result<()> {
+        self.ingest.catch_up_all().await
+    }
+
+    /// Tries again the groups whose online view was left behind. Returns how many remain behind.
+    pub(crate) async fn retry_behind(&self) -> usize {
+        self.ingest.retry_behind().await
+    }
+
+    fn context(&self) -> SessionContext {
+        let mut config = SessionConfig::new()
+            .with_default_catalog_and_schema(CATALOG, DEFAULT_SCHEMA)
+            .with_create_default_catalog_and_schema(false)
+            .with_information_schema(true);
+        let options = config.options_mut();
+        // One string type everywhere: what is stored, computed and sent.
+        options.sql_parser.map_string_types_to_utf8view = false;
+        options.execution.parquet.schema_force_view_types = false;
+        // A join on (a, b) must not take an input hashed on (a) alone for its partner of an input hashed
+        // on (a, b): see exec::asof on co-partitioning.
+        options.optimizer.subset_repartition_threshold = usize::MAX;
+        let builder = SessionStateBuilder::new()
+            .with_config(config)
+            .with_runtime_env(Arc::clone(&self.runtime))
+            .with_default_features();
+        SessionContext::new_with_state(builder.build())
+    }
+}

@@ -1,0 +1,116 @@
+//! `INSERT INTO` a stored table: DataFusion's rows handed to ingest.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::Result as DataFusionResult;
+use datafusion::datasource::TableType;
+use datafusion::datasource::sink::{DataSink, DataSinkExec};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::dml::InsertOp;
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan};
+
+use crate::error::{Error, Result};
+use crate::ingest::Ingest;
+use crate::model::TableName;
+
+/// The plan that appends `input` to the stored table `name`.
+pub(super) fn insert_plan(
+    ingest: &Arc<Ingest>,
+    name: &TableName,
+    input: Arc<dyn ExecutionPlan>,
+    insert_op: InsertOp,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    append_only(name, insert_op)?;
+    let sink = IngestSink { ingest: Arc::clone(ingest), name: name.clone(), schema: input.schema() };
+    Ok(Arc::new(DataSinkExec::new(input, Arc::new(sink), None)))
+}
+
+/// Refuses `INSERT OVERWRITE` and `REPLACE INTO`.
+pub(super) fn append_only(name: &TableName, insert_op: InsertOp) -> Result<()> {
+    match insert_op {
+        InsertOp::Append => Ok(()),
+        InsertOp::Overwrite | InsertOp::Replace => {
+            Err(Error::unsupported(format!("{insert_op} into '{name}' is not supported: use INSERT INTO")))
+        }
+    }
+}
+
+#[derive(Debug)]
+struct IngestSink {
+    ingest: Arc<Ingest>,
+    name: TableName,
+    schema: SchemaRef,
+}
+
+impl DisplayAs for IngestSink {
+    fn fmt_as(&self, _t: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ingest(table={})", self.name)
+    }
+}
+
+#[async_trait]
+impl DataSink for IngestSink {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    async fn write_all(&self, data: SendableRecordBatchStream, _context: &Arc<TaskContext>) -> DataFusionResult<u64> {
+        Ok(self.ingest.append(&self.name, data).await?)
+    }
+}
+
+/// A plain stored table: reads as its Iceberg snapshot does, and takes inserts.
+#[derive(Debug)]
+pub(super) struct PlainTable {
+    pub(super) name: TableName,
+    pub(super) rows: Arc<dyn TableProvider>,
+    pub(super) ingest: Arc<Ingest>,
+}
+
+#[async_trait]
+impl TableProvider for PlainTable {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn schema(&self) -> SchemaRef {
+        self.rows.schema()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
+        self.rows.scan(state, projection, filters, limit).await
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> DataFusionResult<Vec<TableProviderFilterPushDown>> {
+        self.rows.supports_filters_pushdown(filters)
+    }
+
+    async fn insert_into(
+        &self,
+        _state: &dyn Session,
+        input: Arc<dyn ExecutionPlan>,
+        insert_op: InsertOp,
+    ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
+        Ok(insert_plan(&self.ingest, &self.name, input, insert_op)?)
+    }
+}

@@ -1,0 +1,260 @@
+//! One client's session: its statements, from text to rows, and its temporary objects.
+
+use std::fmt;
+use std::sync::Arc;
+
+use chrono::DateTime;
+use datafusion::arrow::array::{AsArray, RecordBatch};
+use datafusion::arrow::datatypes::{Schema, SchemaRef, UInt64Type};
+use datafusion::catalog::MemTable;
+use datafusion::common::{DataFusionError, TableReference};
+use datafusion::datasource::provider_as_source;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::SessionState;
+use datafusion::execution::context::SessionContext;
+use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder, WriteOp};
+use datafusion::physical_plan::execute_stream;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::sql::sqlparser::ast::ObjectName;
+use futures::{StreamExt, TryStreamExt};
+
+use super::bind;
+use super::catalog::SessionCatalog;
+use super::definition::normalized;
+use super::engine::{CATALOG, Engine};
+use super::output::{to_wire, wire_schema};
+use super::statement::{self, CreateFeatureGroup, Statement};
+use super::system;
+use crate::error::{Error, Result};
+use crate::model::{FeatureGroup, TableName};
+use crate::registry::{DEFAULT_SCHEMA, Object};
+
+const SHOW_FEATURE_GROUPS: &str = "SELECT * FROM system.feature_groups ORDER BY schema_name, name, version";
+
+/// Whether a statement returns rows or changes something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StatementKind {
+    /// Returns rows.
+    Query,
+    /// Changes data, definitions or the session.
+    Update,
+}
+
+/// What a statement takes and gives, found without running it.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// Query or update.
+    pub kind: StatementKind,
+    /// Columns of the result, exactly as [`Session::query`] streams them; empty for an update.
+    pub schema: SchemaRef,
+    /// One field for each parameter, in order, named `$1`, `$2`, …; of type Null where the statement does not tell.
+    pub parameters: SchemaRef,
+}
+
+/// One client's session. Its temporary tables and views go with it.
+pub struct Session {
+    pub(super) engine: Arc<Engine>,
+    pub(super) context: SessionContext,
+    pub(super) catalog: Arc<SessionCatalog>,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("id", &self.context.session_id()).finish_non_exhaustive()
+    }
+}
+
+/// A statement with its tables and types resolved.
+pub(super) enum Planned {
+    Query(LogicalPlan),
+    Update(LogicalPlan),
+    CreateFeatureGroup(Box<CreateFeatureGroup>),
+    DropFeatureGroup { name: TableName, if_exists: bool },
+}
+
+impl Session {
+    pub(super) fn new(engine: Arc<Engine>, context: SessionContext, catalog: Arc<SessionCatalog>) -> Self {
+        Self { engine, context, catalog }
+    }
+
+    /// Parses and plans a statement, and runs nothing.
+    ///
+    /// # Errors
+    /// `Invalid` where it does not parse or names what does not exist; `Unsupported`.
+    pub async fn prepare(&self, sql: &str) -> Result<Prepared> {
+        let state = self.state().await?;
+        let empty = || Arc::new(Schema::empty());
+        Ok(match self.plan(&state, sql).await? {
+            Planned::Query(plan) => Prepared {
+                kind: StatementKind::Query,
+                schema: wire_schema(plan.schema().as_arrow()),
+                parameters: bind::parameters(&plan)?,
+            },
+            Planned::Update(plan) => {
+                Prepared { kind: StatementKind::Update, schema: empty(), parameters: bind::parameters(&plan)? }
+            }
+            Planned::CreateFeatureGroup(_) | Planned::DropFeatureGroup { .. } => {
+                Prepared { kind: StatementKind::Update, schema: empty(), parameters: empty() }
+            }
+        })
+    }
+
+    /// Runs a query, once for each row of `parameters` (columns in parameter order); the results follow one another.
+    ///
+    /// # Errors
+    /// `Invalid` where the statement is not a query or a parameter does not fit; errors of the run end the stream.
+    pub async fn query(&self, sql: &str, parameters: Option<&RecordBatch>) -> Result<SendableRecordBatchStream> {
+        let state = self.state().await?;
+        let Planned::Query(plan) = self.plan(&state, sql).await? else {
+            return Err(Error::invalid("the statement returns no rows: run it as an update"));
+        };
+        let schema = wire_schema(plan.schema().as_arrow());
+        let mut plans = bind::bind(plan, parameters)?;
+        if plans.len() == 1 {
+            let rows = run(&state, &plans.remove(0)).await?;
+            return Ok(to_wire(rows, &schema));
+        }
+        let (each, state) = (Arc::clone(&schema), Arc::new(state));
+        let rows = futures::stream::iter(plans)
+            .then(move |plan| {
+                let (each, state) = (Arc::clone(&each), Arc::clone(&state));
+                async move { run(&state, &plan).await.map(|rows| to_wire(rows, &each)).map_err(DataFusionError::from) }
+            })
+            .try_flatten();
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
+    }
+
+    /// Runs a statement that is not a query, once for each row of `parameters`. Returns the rows it changed, 0 for
+    /// definitions.
+    ///
+    /// # Errors
+    /// `Invalid` where the statement is a query or a parameter does not fit. A failed INSERT leaves no row behind.
+    pub async fn update(&self, sql: &str, parameters: Option<&RecordBatch>) -> Result<u64> {
+        let state = self.state().await?;
+        match self.plan(&state, sql).await? {
+            Planned::Query(_) => Err(Error::invalid("the statement is a query: run it as one to get its rows")),
+            Planned::CreateFeatureGroup(create) => self.create_feature_group(&state, *create).await.map(|()| 0),
+            Planned::DropFeatureGroup { name, if_exists } => {
+                self.drop_feature_group(&name, if_exists).await.map(|()| 0)
+            }
+            Planned::Update(plan) => {
+                let mut changed = 0;
+                for plan in bind::bind(plan, parameters)? {
+                    changed += self.run_update(&state, plan).await?;
+                }
+                Ok(changed)
+            }
+        }
+    }
+
+    async fn run_update(&self, state: &SessionState, plan: LogicalPlan) -> Result<u64> {
+        match plan {
+            LogicalPlan::Dml(dml) if matches!(dml.op, WriteOp::Insert(_)) => {
+                count(run(state, &LogicalPlan::Dml(dml)).await?).await
+            }
+            LogicalPlan::Dml(dml) => Err(Error::unsupported(format!(
+                "{} is not supported on '{}': rows are only added; a later row of the same key and time wins",
+                dml.op, dml.table_name
+            ))),
+            LogicalPlan::Ddl(ddl) => self.run_ddl(state, ddl).await,
+            LogicalPlan::Statement(statement) => self.run_setting(statement).await.map(|()| 0),
+            other => Err(Error::unsupported(format!("{} is not supported", other.display()))),
+        }
+    }
+
+    /// A planner's state at this moment: what exists, and what time it is.
+    pub(super) async fn state(&self) -> Result<SessionState> {
+        self.catalog.refresh().await?;
+        let mut state = self.context.state();
+        let now = DateTime::from_timestamp_micros(self.engine.clock.now_us());
+        state.execution_props_mut().query_execution_start_time = now;
+        Ok(state)
+    }
+
+    async fn plan(&self, state: &SessionState, sql: &str) -> Result<Planned> {
+        match statement::parse(sql)? {
+            Statement::DataFusion(statement) => {
+                let plan = state.statement_to_plan(*statement).await?;
+                Ok(if is_update(&plan) { Planned::Update(plan) } else { Planned::Query(plan) })
+            }
+            Statement::CreateFeatureGroup(create) => Ok(Planned::CreateFeatureGroup(create)),
+            Statement::DropFeatureGroup { name, if_exists } => {
+                Ok(Planned::DropFeatureGroup { name: table_name(&name)?, if_exists })
+            }
+            Statement::ShowFeatureGroups => {
+                let Statement::DataFusion(statement) = statement::parse(SHOW_FEATURE_GROUPS)? else {
+                    return Err(Error::internal("SHOW FEATURE GROUPS does not parse"));
+                };
+                Ok(Planned::Query(state.statement_to_plan(*statement).await?))
+            }
+            Statement::Describe(name) => Ok(Planned::Query(self.describe(state, &name).await?)),
+        }
+    }
+
+    async fn describe(&self, state: &SessionState, name: &ObjectName) -> Result<LogicalPlan> {
+        let name = table_name(name)?;
+        let reference = TableReference::full(CATALOG, name.schema.as_str(), name.name.as_str());
+        let table = match state.schema_for_ref(reference.clone()) {
+            Ok(schema) => schema.table(&name.name).await?,
+            Err(_) => None,
+        };
+        let table = table.ok_or_else(|| Error::not_found(format!("table '{name}' does not exist")))?;
+        let hidden = name.schema == DEFAULT_SCHEMA && self.catalog.temp.get(&name.name).is_some();
+        let group = self.feature_group(&name).await?.filter(|_| !hidden);
+        let batch = system::describe(table.schema().fields(), group.as_deref())?;
+        let rows = MemTable::try_new(batch.schema(), vec![vec![batch]])?;
+        Ok(LogicalPlanBuilder::scan("describe", provider_as_source(Arc::new(rows)), None)?.build()?)
+    }
+
+    pub(super) async fn feature_group(&self, name: &TableName) -> Result<Option<Arc<FeatureGroup>>> {
+        Ok(match self.catalog.object(name).await? {
+            Some(Object::FeatureGroup(group, _)) => Some(group),
+            _ => None,
+        })
+    }
+}
+
+/// Optimizes, plans and starts a plan; partitions come as one stream.
+pub(super) async fn run(state: &SessionState, plan: &LogicalPlan) -> Result<SendableRecordBatchStream> {
+    let physical = state.create_physical_plan(plan).await?;
+    Ok(execute_stream(physical, state.task_ctx())?)
+}
+
+/// Drains an INSERT, whose one row says how many rows it added.
+async fn count(mut rows: SendableRecordBatchStream) -> Result<u64> {
+    let mut sum = 0;
+    while let Some(batch) = rows.try_next().await? {
+        let counts = batch.column(0).as_primitive_opt::<UInt64Type>();
+        let counts = counts.ok_or_else(|| Error::internal("an INSERT did not return its count"))?;
+        sum += (0..counts.len()).map(|i| counts.value(i)).sum::<u64>();
+    }
+    Ok(sum)
+}
+
+fn is_update(plan: &LogicalPlan) -> bool {
+    matches!(
+        plan,
+        LogicalPlan::Dml(_) | LogicalPlan::Ddl(_) | LogicalPlan::Copy(_) | LogicalPlan::Statement(_)
+    )
+}
+
+/// A name as written, in the one catalog; the default schema where none is given.
+pub(super) fn table_name(name: &ObjectName) -> Result<TableName> {
+    let parts: Option<Vec<String>> = name.0.iter().map(|part| part.as_ident().map(normalized)).collect();
+    match parts.as_deref() {
+        Some([table]) => Ok(TableName::new(DEFAULT_SCHEMA, table)),
+        Some([schema, table]) => Ok(TableName::new(schema, table)),
+        Some([catalog, schema, table]) if catalog == CATALOG => Ok(TableName::new(schema, table)),
+        _ => Err(Error::invalid(format!("'{name}' is not the name of a table: write table or schema.table"))),
+    }
+}
+
+/// A planned reference, in the one catalog.
+pub(super) fn referenced(reference: &TableReference) -> Result<TableName> {
+    match reference.catalog() {
+        None | Some(CATALOG) => Ok(TableName::new(reference.schema().unwrap_or(DEFAULT_SCHEMA), reference.table())),
+        Some(other) => {
+            Err(Error::not_found(format!("catalog '{other}' does not exist: there is one, '{CATALOG}'")))
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Text to statement: DataFusion's grammar, plus what feature groups add to it.
+//!
+//! ```text
+//! CREATE FEATURE GROUP [IF NOT EXISTS] name (column …, ENTITY KEY (…), EVENT TIME (…)) [COMMENT '…'] [WITH (…)]
+//! DROP FEATURE GROUP [IF EXISTS] name      SHOW FEATURE GROUPS      DESCRIBE name
+//! ```
+
+use datafusion::sql::parser::{DFParser, DFParserBuilder, Statement as DataFusionStatement};
+use datafusion::sql::sqlparser::ast::{ColumnDef, Ident, ObjectName, SqlOption};
+use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect};
+use datafusion::sql::sqlparser::keywords::Keyword;
+use datafusion::sql::sqlparser::parser::{Parser, ParserError};
+use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer, TokenizerError};
+
+use crate::error::{Error, Result};
+
+static DIALECT: GenericDialect = GenericDialect {};
+
+/// One parsed statement.
+#[derive(Debug)]
+pub(super) enum Statement {
+    DataFusion(Box<DataFusionStatement>),
+    CreateFeatureGroup(Box<CreateFeatureGroup>),
+    DropFeatureGroup { name: ObjectName, if_exists: bool },
+    ShowFeatureGroups,
+    Describe(ObjectName),
+}
+
+/// `CREATE FEATURE GROUP`, as written.
+#[derive(Debug)]
+pub(super) struct CreateFeatureGroup {
+    pub(super) name: ObjectName,
+    pub(super) if_not_exists: bool,
+    pub(super) columns: Vec<ColumnDef>,
+    pub(super) entity_key: Vec<Ident>,
+    pub(super) event_time: Vec<Ident>,
+    pub(super) comment: Option<String>,
+    pub(super) options: Vec<SqlOption>,
+}
+
+/// Parses exactly one statement; a trailing `;` is welcome.
+pub(super) fn parse(sql: &str) -> Result<Statement> {
+    let dialect: &dyn Dialect = &DIALECT;
+    let mut tokens = Tokenizer::new(dialect, sql).tokenize_with_location().map_err(unreadable)?;
+    number_placeholders(&mut tokens)?;
+    
+    let words = leading_words(&tokens);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut parser = Parser::new(dialect).with_tokens_with_locations(tokens);
+    match words.as_slice() {
+        [] => Err(Error::invalid("there is no SQL statement to run")),
+        ["CREATE", "FEATURE", "GROUP", ..] => finished(create_feature_group(&mut parser), &mut parser),
+        ["CREATE", "OR", "REPLACE", "FEATURE"] => Err(Error::unsupported(
+            "CREATE OR REPLACE FEATURE GROUP would lose history: DROP FEATURE GROUP first, or use IF NOT EXISTS",
+        )),
+        ["DROP", "FEATURE", "GROUP", ..] => finished(drop_feature_group(&mut parser), &mut parser),
+        ["SHOW", "FEATURE", "GROUPS", ..] => {
+            words_of(&mut parser, 3);
+            finished(Ok(Statement::ShowFeatureGroups), &mut parser)
+        }
+        ["DESCRIBE" | "DESC", ..] => {
+            words_of(&mut parser, 1);
+            let _ = parser.parse_keyword(Keyword::TABLE);
+            let name = parser.parse_object_name(false).map(Statement::Describe);
+            finished(name, &mut parser)
+        }
+        _ => datafusion_statement(parser),
+    }
+}
+
+fn datafusion_statement(parser: Parser<'static>) -> Result<Statement> {
+    let mut datafusion: DFParser<'static> =
+        DFParserBuilder::new("").with_dialect(&DIALECT).build()?;
+    datafusion.parser = parser;
+    let mut statement = datafusion.parse_statement()?;
+    end_of_statement(&mut datafusion.parser)?;
+    Ok(Statement::DataFusion(Box::new(statement)))
+}
+
+fn finished(statement: Result<Statement, ParserError>, parser: &mut Parser<'_>) -> Result<Statement> {
+    let statement = statement.map_err(unparsable)?;
+    end_of_statement(parser)?;
+    Ok(statement)
+}
+
+fn end_of_statement(parser: &mut Parser<'_>) -> Result<()> {
+    while parser.consume_token(&Token::SemiColon) {}
+    match parser.peek_token().token {
+        Token::EOF => Ok(()),
+        other => Err(Error::invalid(format!(
+            "there is more after the end of the statement, at '{other}': send one statement at a time"
+        ))),
+    }
+}
+
+fn words_of(parser: &mut Parser<'_>, count: usize) {
+    for _ in 0..count {
+        parser.next_token();
+    }
+}
+
+/// The first words of the statement, in upper case.
+fn leading_words(tokens: &[TokenWithSpan]) -> Vec<String> {
+    let mut words = Vec::new();
+    for token in tokens {
+        match &token.token {
+            Token::Whitespace(_) => {}
+            Token::Word(word) if words.len() < 4 => words.push(word.value.to_uppercase()),
+            Token::EOF | Token::SemiColon if words.is_empty() => {}
+            _ if words.is_empty() => return vec![String::new()],
+            _ => break,
+        }
+    }
+    words
+}
+
+/// DataFusion counts `$1, $2, …`; a `?` is the next of them.
+fn number_placeholders(tokens: &mut [TokenWithSpan]) -> Result<()> {
+    let mut next = 0;
+    let mut numbered = false;
+    for token in tokens {
+        if let Token::Placeholder(name) = &mut token.token {
+            if name == "?" {
+                next += 1;
+                *name = format!("${next}");
+            } else {
+                numbered = true;
+            }
+        }
+    }
+    if next > 0 && numbered {
+        return Err(Error::invalid("the statement mixes ? and $n parameters: use one kind"));
+    }
+    Ok(())
+}
+
+fn create_feature_group(parser: &mut Parser<'_>) -> Result<Statement, ParserError> {
+    words_of(parser, 3);
+    let if_not_exists = parser.parse_keywords(&[Keyword::IF, Keyword::NOT, Keyword::EXISTS]);
+    let mut create = CreateFeatureGroup {
+        name: parser.parse_object_name(false)?,
+        if_not_exists,
+        columns: Vec::new(),
+        entity_key: Vec::new(),
+        event_time: Vec::new(),
+        comment: None,
+        options: Vec::new(),
+    };
+    parser.expect_token(&Token::LParen)?;
+    loop {
+        if starts_with(parser, "ENTITY", "KEY") {
+            words_of(parser, 2);
+            create.entity_key.extend(names(parser)?);
+        } else if starts_with(parser, "EVENT", "TIME") {
+            words_of(parser, 2);
+            create.event_time.extend(names(parser)?);
+        } else {
+            create.columns.push(parser.parse_column_def()?);
+        }
+        let comma = parser.consume_token(&Token::Comma);
+        if parser.consume_token(&Token::RParen) {
+            break;
+        }
+        if !comma {
+            return parser.expected("',' or ')' after a column of the feature group", parser.peek_token());
+        }
+    }
+    loop {
+        if parser.parse_keyword(Keyword::COMMENT) {
+            let _ = parser.consume_token(&Token::Eq);
+            create.comment = Some(parser.parse_literal_string()?);
+        } else if parser.peek_keyword(Keyword::WITH) {
+            create.options.extend(parser.parse_options(Keyword::WITH)?);
+        } else {
+            return Ok(Statement::CreateFeatureGroup(Box::new(create)));
+        }
+    }
+}
+
+/// Whether the next tokens are these two words and then `(`: a column may be called `event` or `entity`.
+fn starts_with(parser: &Parser<'_>, first: &str, second: &str) -> bool {
+    let [a, b, c] = parser.peek_tokens();
+    let is = |token: &Token, word: &str| matches!(token, Token::Word(w) if w.quote_style.is_none() && w.value.eq_ignore_ascii_case(word));
+    is(&a, first) && is(&b, second) && c == Token::LParen
+}
+
+fn names(parser: &mut Parser<'_>) -> Result<Vec<Ident>, ParserError> {
+    parser.expect_token(&Token::LParen)?;
+    let names = parser.parse_comma_separated(|p| p.parse_identifier())?;
+    parser.expect_token(&Token::RParen)?;
+    Ok(names)
+}
+
+fn drop_feature_group(parser: &mut Parser<'_>) -> Result<Statement, ParserError> {
+    words_of(parser, 3);
+    let if_exists = parser.parse_keywords(&[Keyword::IF, Keyword::EXISTS]);
+    Ok(Statement::DropFeatureGroup { name: parser.parse_object_name(false)?, if_exists })
+}
+
+fn unparsable(error: ParserError) -> Error {
+    let text = match error {
+        ParserError::TokenizerError(text) | ParserError::ParserError(text) => text,
+        ParserError::RecursionLimitExceeded => "it is nested too deeply".to_owned(),
+    };
+    Error::invalid(format!("SQL does not parse: {text}"))
+}
+
+fn unreadable(error: TokenizerError) -> Error {
+    Error::invalid(format!("SQL does not parse: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_feature_group_keeps_what_was_written() {
+        let statement = parse(
+            "CREATE FEATURE GROUP IF NOT EXISTS shop.user_purchases (user_id BIGINT, event TIMESTAMP, \
+             n BIGINT DEFAULT 0 COMMENT 'count', ENTITY KEY (user_id), EVENT TIME (event)) \
+             COMMENT 'how a user buys' WITH (ttl = '30 days', online = true);",
+        );
+        let Ok(Statement::CreateFeatureGroup(create)) = statement else { panic!("{statement:?}") };
+        assert!(create.if_not_exists);
+        assert_eq!(create.name.to_string(), "shop.user_purchases");
+        assert_eq!(create.columns.len(), 3);
+        assert_eq!(create.entity_key[0].value, "user_id");
+        assert_eq!(create.event_time[0].value, "event");
+        assert_eq!(create.comment.as_deref(), Some("how a user buys"));
+        assert_eq!(create.options.len(), 2);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let cases = [
+            ("", "there is no SQL statement"),
+            (" ; ", "there is no SQL statement"),
+            ("SELECT 1; SELECT 2", "send one statement at a time"),
+            ("SELECT ? + $1", "mixes ? and $n"),
+            ("SELEC 1", "SQL does not parse"),
+            ("SELECT 'abc", "SQL does not parse"),
+            ("CREATE FEATURE GROUP g (a INT b INT)", "after a column of the feature group"),
+            ("CREATE OR REPLACE FEATURE GROUP g (a INT)", "would lose history"),
+            ("DROP FEATURE GROUP", "SQL does not parse"),
+        ];
+        for (sql, expected) in cases {
+            let error = parse(sql).unwrap_err();
+            assert!(error.to_string().contains(expected), "{sql}: {error}");
+        }
+    }
+
+    #[test]
+    fn question_marks_are_numbered() {
+        let Ok(Statement::DataFusion(statement)) = parse("SELECT ?, '?', ? -- ?") else { panic!() };
+        assert_eq!(statement.to_string(), "SELECT $1, '?', $2");
+    }
+}

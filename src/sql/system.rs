@@ -1,0 +1,112 @@
+//! What the store says of itself, as rows: `system.feature_groups`, `system.features`, and `DESCRIBE`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use datafusion::arrow::array::{ArrayRef, BooleanArray, Int64Array, ListBuilder, RecordBatch, StringArray, StringBuilder};
+use datafusion::arrow::datatypes::{DataType, Field, FieldRef};
+use datafusion::catalog::{MemTable, TableProvider};
+use datafusion::common::ScalarValue;
+
+use crate::error::Result;
+use crate::model::{Column, FeatureGroup};
+use crate::offline::OfflineTable;
+
+pub(super) const SCHEMA: &str = "system";
+pub(super) const TABLES: [&str; 2] = ["feature_groups", "features"];
+
+/// The system table `name` over the feature groups that exist.
+pub(super) fn table(
+    name: &str,
+    groups: &[(Arc<FeatureGroup>, OfflineTable)],
+) -> Result<Option<Arc<dyn TableProvider>>> {
+    let groups: Vec<&FeatureGroup> = groups.iter().map(|(group, _)| group.as_ref()).collect();
+    let batch = match name {
+        "feature_groups" => feature_groups(&groups)?,
+        "features" => features(&groups)?,
+        _ => return Ok(None),
+    };
+    Ok(Some(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?)))
+}
+
+fn feature_groups(groups: &[&FeatureGroup]) -> Result<RecordBatch> {
+    let names = |of: &dyn Fn(&FeatureGroup) -> Vec<String>| -> ArrayRef { lists(groups.iter().map(|g| of(g))) };
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("schema_name", strings(groups, |g| Some(g.name.schema.clone()))),
+        ("name", strings(groups, |g| Some(g.name.name.clone()))),
+        ("version", Arc::new(Int64Array::from_iter_values(groups.iter().map(|g| i64::from(g.version))))),
+        ("entity_key", names(&|g| g.key_fields().iter().map(|f| f.name().clone()).collect())),
+        ("event_time", strings(groups, |g| Some(g.columns[g.event_time].field.name().clone()))),
+        ("features", names(&|g| g.features().iter().map(|&i| g.columns[i].field.name().clone()).collect())),
+        ("ttl", strings(groups, |g| g.ttl.map(ttl_text))),
+        ("owner", strings(groups, |g| g.owner.clone())),
+        ("description", strings(groups, |g| g.description.clone())),
+        ("tags", names(&|g| g.tags.clone())),
+        ("online", Arc::new(BooleanArray::from_iter(groups.iter().map(|g| Some(g.online))))),
+    ];
+    Ok(RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true)))?)
+}
+
+fn features(groups: &[&FeatureGroup]) -> Result<RecordBatch> {
+    let rows: Vec<(&FeatureGroup, usize)> =
+        groups.iter().flat_map(|g| (0..g.columns.len()).map(move |i| (*g, i))).collect();
+    let text = |of: &dyn Fn(&FeatureGroup, usize) -> Option<String>| -> ArrayRef {
+        Arc::new(StringArray::from_iter(rows.iter().map(|(g, i)| of(g, *i))))
+    };
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("schema_name", text(&|g, _| Some(g.name.schema.clone()))),
+        ("feature_group", text(&|g, _| Some(g.name.name.clone()))),
+        ("name", text(&|g, i| Some(g.columns[i].field.name().clone()))),
+        ("position", Arc::new(Int64Array::from_iter_values(rows.iter().map(|(_, i)| *i as i64 + 1)))),
+        ("role", text(&|g, i| Some(role(g, i).to_owned()))),
+        ("data_type", text(&|g, i| Some(g.columns[i].field.data_type().to_string()))),
+        ("default", text(&|g, i| g.columns[i].default.as_ref().map(ScalarValue::to_string))),
+        ("description", text(&|g, i| g.columns[i].description.clone())),
+    ];
+    Ok(RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true)))?)
+}
+
+/// The answer to `DESCRIBE`: one row for each column; `group` adds roles, defaults and descriptions.
+pub(super) fn describe(fields: &[FieldRef], group: Option<&FeatureGroup>) -> Result<RecordBatch> {
+    let column = |i: usize| -> Option<&Column> { group.and_then(|g| g.columns.get(i)) };
+    let text = |of: &dyn Fn(usize) -> Option<String>| -> ArrayRef {
+        Arc::new(StringArray::from_iter((0..fields.len()).map(of)))
+    };
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("column_name", text(&|i| Some(fields[i].name().clone()))),
+        ("data_type", text(&|i| Some(fields[i].data_type().to_string()))),
+        ("is_nullable", text(&|i| Some(if fields[i].is_nullable() { "YES" } else { "NO" }.to_owned()))),
+        ("role", text(&|i| group.map(|g| role(g, i).to_owned()))),
+        ("default", text(&|i| column(i)?.default.as_ref().map(ScalarValue::to_string))),
+        ("description", text(&|i| column(i)?.description.clone())),
+    ];
+    Ok(RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true)))?)
+}
+
+fn role(group: &FeatureGroup, column: usize) -> &'static str {
+    if group.entity_key.contains(&column) {
+        "entity key"
+    } else if group.event_time == column {
+        "event time"
+    } else {
+        "feature"
+    }
+}
+
+/// A TTL as one would write it: `30days`, `36h`.
+pub(super) fn ttl_text(ttl: Duration) -> String {
+    humantime::format_duration(ttl).to_string()
+}
+
+fn strings(groups: &[&FeatureGroup], of: impl Fn(&FeatureGroup) -> Option<String>) -> ArrayRef {
+    Arc::new(StringArray::from_iter(groups.iter().map(|g| of(g))))
+}
+
+fn lists(rows: impl Iterator<Item = Vec<String>>) -> ArrayRef {
+    let element = Field::new("element", DataType::Utf8, true);
+    let mut builder = ListBuilder::new(StringBuilder::new()).with_field(element);
+    for row in rows {
+        builder.append_value(row.into_iter().map(Some));
+    }
+    Arc::new(builder.finish())
+}
