@@ -50,7 +50,9 @@ impl Ingest {
         let missing = match self.online.applied_snapshot(group.id).await? {
             Some(applied) => {
                 // A concurrent write may have applied a later snapshot, of which this one is an ancestor.
-                if table.metadata().snapshot_by_id(applied).is_none() && self.is_behind(group, applied).await? {
+                if table.metadata().snapshot_by_id(applied).is_none()
+                    && self.is_behind(group, applied).await?
+                {
                     return Ok(0);
                 }
                 table.snapshots_since(applied)
@@ -71,7 +73,9 @@ impl Ingest {
     /// Whether `applied` is a snapshot of the group that is newer than the caller's view.
     async fn is_behind(&self, group: &FeatureGroup, applied: i64) -> Result<bool> {
         let newest = self.offline.load(&group.name).await?;
-        Ok(newest.is_some_and(|t| t.metadata().uuid() == group.id && t.metadata().snapshot_by_id(applied).is_some()))
+        Ok(newest.is_some_and(|t| {
+            t.metadata().uuid() == group.id && t.metadata().snapshot_by_id(applied).is_some()
+        }))
     }
 
     async fn apply(&self, group: &Arc<FeatureGroup>, rows: &IcebergTable) -> Result<u64> {

@@ -160,7 +160,8 @@ fn check_types(table: &TableName, field: &FieldRef, from: &DataType) -> Result<(
 
 fn fits(from: &DataType, to: &DataType) -> bool {
     use DataType as D;
-    let number = |t: &DataType| matches!(t, D::Int32 | D::Int64 | D::Float32 | D::Float64 | D::Decimal128(_, _));
+    let number =
+        |t: &DataType| matches!(t, D::Int32 | D::Int64 | D::Float32 | D::Float64 | D::Decimal128(_, _));
     match (from, to) {
         (from, to) if from == to => true,
         (from, to) if number(from) && number(to) => true,
@@ -168,7 +169,10 @@ fn fits(from: &DataType, to: &DataType) -> bool {
         (D::List(from), D::List(to)) => fits(from.data_type(), to.data_type()),
         (D::Struct(from), D::Struct(to)) => {
             from.len() == to.len()
-                && from.iter().zip(to).all(|(f, t)| f.name() == t.name() && fits(f.data_type(), t.data_type()))
+                && from
+                    .iter()
+                    .zip(to)
+                    .all(|(f, t)| f.name() == t.name() && fits(f.data_type(), t.data_type()))
         }
         (D::Binary, D::FixedSizeBinary(_)) | (D::FixedSizeBinary(_), D::Binary) => true,
         _ => false,
@@ -222,7 +226,9 @@ fn check_fractions(from: &ArrayRef, to: &DataType, cast: &ArrayRef) -> Result<()
         if let (Some(before), Some(after)) = (before, after)
             && before != after
         {
-            return Err(Error::invalid(format!("{before} does not fit {to} without rounding: CAST it first")));
+            return Err(Error::invalid(format!(
+                "{before} does not fit {to} without rounding: CAST it first"
+            )));
         }
     }
     Ok(())

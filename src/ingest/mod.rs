@@ -90,7 +90,11 @@ impl Ingest {
     ///
     /// # Errors
     /// `AlreadyExists`; `Invalid` where a type has no place in Iceberg.
-    pub(crate) async fn create_table(&self, name: &TableName, rows: SendableRecordBatchStream) -> Result<u64> {
+    pub(crate) async fn create_table(
+        &self,
+        name: &TableName,
+        rows: SendableRecordBatchStream,
+    ) -> Result<u64> {
         let spec = table_spec(name, &rows.schema())?;
         let conform = Conform::to_table(name, &spec.schema, &rows.schema())?;
         let rows = conformed(rows, conform, Arc::clone(&spec.schema));
@@ -101,7 +105,11 @@ impl Ingest {
     ///
     /// # Errors
     /// `Invalid` where `name` is a feature group, whose definition and history would be lost.
-    pub(crate) async fn replace_table(&self, name: &TableName, rows: SendableRecordBatchStream) -> Result<u64> {
+    pub(crate) async fn replace_table(
+        &self,
+        name: &TableName,
+        rows: SendableRecordBatchStream,
+    ) -> Result<u64> {
         let old = match self.registry.object(name).await? {
             None => return self.create_table(name, rows).await,
             Some(Object::Table(old)) => old,
@@ -124,7 +132,11 @@ fn table_spec(name: &TableName, schema: &SchemaRef) -> Result<TableSpec> {
     Ok(TableSpec { name: name.clone(), schema, docs: HashMap::new(), properties: HashMap::new() })
 }
 
-fn conformed(rows: SendableRecordBatchStream, conform: Conform, schema: SchemaRef) -> SendableRecordBatchStream {
+fn conformed(
+    rows: SendableRecordBatchStream,
+    conform: Conform,
+    schema: SchemaRef,
+) -> SendableRecordBatchStream {
     let batches = rows.map(move |batch| Ok(conform.batch(&batch?)?));
     Box::pin(RecordBatchStreamAdapter::new(schema, batches))
 }

@@ -52,7 +52,12 @@ pub(super) fn stamped(
     Box::pin(RecordBatchStreamAdapter::new(schema, batches))
 }
 
-fn stamp(batch: &RecordBatch, history: &SchemaRef, ingested_at_us: i64, sequence: &mut i64) -> Result<RecordBatch> {
+fn stamp(
+    batch: &RecordBatch,
+    history: &SchemaRef,
+    ingested_at_us: i64,
+    sequence: &mut i64,
+) -> Result<RecordBatch> {
     let rows = batch.num_rows();
     let first = *sequence;
     *sequence += rows as i64;

@@ -5,10 +5,11 @@
 //! because it reports a failed COMMIT as success and offers no swap of our own.
 
 use std::path::Path;
-use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
 
 use crate::error::{Error, Result};
 use crate::model::TableName;
@@ -55,8 +56,7 @@ impl Catalog {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).map_err(|e| cannot_open(path, e))?;
         }
-        let options = SqliteConnectOptions::from_str("sqlite::memory:")
-            .map_err(|e| cannot_open(path, e))?
+        let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
@@ -123,7 +123,10 @@ impl Catalog {
         .map_err(failed)?;
         Ok(rows
             .into_iter()
-            .map(|(schema, name, metadata_location)| Entry { name: TableName { schema, name }, metadata_location })
+            .map(|(schema, name, metadata_location)| Entry {
+                name: TableName { schema, name },
+                metadata_location,
+            })
             .collect())
     }
 
@@ -142,16 +145,15 @@ impl Catalog {
 
     /// Adds a table. `false` means that the name is taken.
     pub(super) async fn insert(&self, name: &TableName, location: &str) -> Result<bool> {
-        let inserted = sqlx::query(
-            "INSERT OR IGNORE INTO iceberg_tables VALUES (?1, ?2, ?3, ?4, NULL, 'TABLE')",
-        )
-        .bind(CATALOG_NAME)
-        .bind(&name.schema)
-        .bind(&name.name)
-        .bind(location)
-        .execute(&self.pool)
-        .await
-        .map_err(failed)?;
+        let inserted =
+            sqlx::query("INSERT OR IGNORE INTO iceberg_tables VALUES (?1, ?2, ?3, ?4, NULL, 'TABLE')")
+                .bind(CATALOG_NAME)
+                .bind(&name.schema)
+                .bind(&name.name)
+                .bind(location)
+                .execute(&self.pool)
+                .await
+                .map_err(failed)?;
         Ok(inserted.rows_affected() == 1)
     }
 

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use iceberg::io::FileIO;
-use iceberg::spec::{DataFile, Manifest, ManifestContentType, ManifestFile, ManifestList, Snapshot, TableMetadata};
+use iceberg::spec::{
+    DataFile, Manifest, ManifestContentType, ManifestFile, ManifestList, Snapshot, TableMetadata,
+};
 use moka::sync::Cache;
 
 use crate::error::{Error, Result};
@@ -34,7 +36,11 @@ impl ManifestCache {
     }
 }
 
-pub(super) async fn manifest_list(io: &FileIO, metadata: &TableMetadata, snapshot: &Snapshot) -> Result<ManifestList> {
+pub(super) async fn manifest_list(
+    io: &FileIO,
+    metadata: &TableMetadata,
+    snapshot: &Snapshot,
+) -> Result<ManifestList> {
     let path = snapshot.manifest_list();
     let corrupt = |e| Error::corrupt(format!("cannot read Iceberg manifest list '{path}'")).with_source(e);
     let bytes = io.new_input(path).map_err(corrupt)?.read().await.map_err(corrupt)?;

@@ -54,7 +54,11 @@ impl IcebergTable {
     }
 
     /// The files that may hold rows for which `predicate` is true.
-    fn prune(&self, files: Vec<DataFile>, predicate: Option<&Arc<dyn PhysicalExpr>>) -> Result<Vec<DataFile>> {
+    fn prune(
+        &self,
+        files: Vec<DataFile>,
+        predicate: Option<&Arc<dyn PhysicalExpr>>,
+    ) -> Result<Vec<DataFile>> {
         let Some(predicate) = predicate else { return Ok(files) };
         let pruning = PruningPredicate::try_new(Arc::clone(predicate), Arc::clone(&self.schema))?;
         if pruning.always_true() {
@@ -68,8 +72,9 @@ impl IcebergTable {
     fn partitioned(&self, file: &DataFile) -> Result<PartitionedFile> {
         let location = file.file_path();
         let path = location.strip_prefix("file://").unwrap_or(location);
-        let path = Path::from_absolute_path(path)
-            .map_err(|e| Error::unsupported(format!("data file '{location}' is not a local path")).with_source(e))?;
+        let path = Path::from_absolute_path(path).map_err(|e| {
+            Error::unsupported(format!("data file '{location}' is not a local path")).with_source(e)
+        })?;
         let mut partitioned = PartitionedFile::new("", file.file_size_in_bytes());
         partitioned.object_meta.location = path;
         let statistics = file_statistics(file, self.table.metadata().current_schema(), &self.schema);
@@ -126,12 +131,8 @@ impl TableProvider for IcebergTable {
             return Ok(Arc::new(EmptyExec::new(schema)));
         }
         let groups = self.groups(files, state.config().target_partitions())?;
-        let (groups, statistics) = compute_all_files_statistics(
-            groups,
-            Arc::clone(&self.schema),
-            true,
-            false,
-        )?;
+        let (groups, statistics) =
+            compute_all_files_statistics(groups, Arc::clone(&self.schema), true, false)?;
         let mut source = ParquetSource::new(Arc::clone(&self.schema))
             .with_table_parquet_options(state.table_options().parquet.clone())
             .with_pushdown_filters(false);

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema as ArrowSchema, SchemaRef, TimeUnit};
+use datafusion::arrow::datatypes::{
+    DataType, Field, FieldRef, Fields, Schema as ArrowSchema, SchemaRef, TimeUnit,
+};
 use iceberg::arrow::{arrow_schema_to_schema_auto_assign_ids, schema_to_arrow_schema};
 use iceberg::spec::Schema;
 
@@ -89,8 +91,9 @@ pub(super) fn iceberg_schema(schema: &ArrowSchema, docs: &HashMap<String, String
 
 /// The schema under which SQL sees an Iceberg schema: the types of [`storage_type`], no metadata.
 pub(super) fn arrow_schema(schema: &Schema) -> Result<SchemaRef> {
-    let arrow = schema_to_arrow_schema(schema)
-        .map_err(|e| Error::unsupported("the table has a type that Fletching does not read").with_source(e))?;
+    let arrow = schema_to_arrow_schema(schema).map_err(|e| {
+        Error::unsupported("the table has a type that Fletching does not read").with_source(e)
+    })?;
     let fields: Vec<FieldRef> = arrow.fields().iter().map(plain_field).collect();
     Ok(Arc::new(ArrowSchema::new(fields)))
 }
@@ -136,8 +139,11 @@ mod tests {
             DataType::Struct(Fields::from(vec![Field::new("x", DataType::LargeUtf8, false)])),
             DataType::List(item(DataType::Struct(Fields::from(vec![Field::new("y", DataType::Int8, true)])))),
         ];
-        let fields: Vec<Field> =
-            types.iter().enumerate().map(|(i, t)| Field::new(format!("c{i}"), t.clone(), i % 2 == 0)).collect();
+        let fields: Vec<Field> = types
+            .iter()
+            .enumerate()
+            .map(|(i, t)| Field::new(format!("c{i}"), t.clone(), i % 2 == 0))
+            .collect();
         let stored = storage_schema(&ArrowSchema::new(fields)).unwrap();
         let docs = HashMap::from([("c3".to_owned(), "a number".to_owned())]);
         let iceberg = iceberg_schema(&stored, &docs).unwrap();

@@ -92,7 +92,11 @@ async fn write_manifest(
 fn summary(metadata: &TableMetadata, files: &[DataFile], properties: HashMap<String, String>) -> Summary {
     let mut collector = SnapshotSummaryCollector::default();
     for file in files {
-        collector.add_file(file, metadata.current_schema().clone(), metadata.default_partition_spec().clone());
+        collector.add_file(
+            file,
+            metadata.current_schema().clone(),
+            metadata.default_partition_spec().clone(),
+        );
     }
     let mut all = properties;
     all.extend(collector.build());

@@ -23,7 +23,11 @@ impl FileBounds<'_> {
         Some((id, self.arrow.field_with_name(&column.name).ok()?.data_type()))
     }
 
-    fn bounds<'f>(&'f self, column: &Column, bound: impl Fn(&'f DataFile, i32) -> Option<&'f Datum>) -> Option<ArrayRef> {
+    fn bounds<'f>(
+        &'f self,
+        column: &Column,
+        bound: impl Fn(&'f DataFile, i32) -> Option<&'f Datum>,
+    ) -> Option<ArrayRef> {
         let (id, data_type) = self.column(column)?;
         let null = ScalarValue::try_from(data_type).ok()?;
         let values = self.files.iter().map(|file| {
@@ -48,7 +52,8 @@ impl PruningStatistics for FileBounds<'_> {
 
     fn null_counts(&self, column: &Column) -> Option<ArrayRef> {
         let (id, _) = self.column(column)?;
-        let counts: UInt64Array = self.files.iter().map(|f| f.null_value_counts().get(&id).copied()).collect();
+        let counts: UInt64Array =
+            self.files.iter().map(|f| f.null_value_counts().get(&id).copied()).collect();
         Some(Arc::new(counts))
     }
 

@@ -125,7 +125,8 @@ impl OfflineStore {
     /// Opens the catalog (a SQLite file) and the warehouse (a directory), creating both where they do not exist.
     pub(crate) async fn open(catalog: &Path, warehouse: &Path, clock: Arc<dyn Clock>) -> Result<Self> {
         let unusable = |e: std::io::Error| {
-            Error::unavailable(format!("cannot use the warehouse at '{}'", warehouse.display())).with_source(e)
+            Error::unavailable(format!("cannot use the warehouse at '{}'", warehouse.display()))
+                .with_source(e)
         };
         std::fs::create_dir_all(warehouse).map_err(unusable)?;
         let warehouse = warehouse.canonicalize().map_err(unusable)?;
@@ -166,7 +167,8 @@ impl OfflineStore {
             Some(metadata) => metadata,
             None => {
                 let read = TableMetadata::read_from(&self.io, location).await.map_err(|e| {
-                    Error::corrupt(format!("cannot read metadata '{location}' of table '{name}'")).with_source(e)
+                    Error::corrupt(format!("cannot read metadata '{location}' of table '{name}'"))
+                        .with_source(e)
                 })?;
                 let read = Arc::new(read);
                 self.metadata.insert(location.to_owned(), Arc::clone(&read));
@@ -185,7 +187,11 @@ impl OfflineStore {
     }
 
     /// The live data files of the table's current snapshot; with `added_by`, only those that these snapshots added.
-    pub(crate) async fn data_files(&self, table: &OfflineTable, added_by: Option<&[i64]>) -> Result<Vec<DataFile>> {
+    pub(crate) async fn data_files(
+        &self,
+        table: &OfflineTable,
+        added_by: Option<&[i64]>,
+    ) -> Result<Vec<DataFile>> {
         match table.metadata.current_snapshot() {
             Some(current) => data_files(&self.io, &self.manifests, &table.metadata, current, added_by).await,
             None => Ok(Vec::new()),
@@ -196,7 +202,11 @@ impl OfflineStore {
     ///
     /// # Errors
     /// `AlreadyExists` where the name is taken.
-    pub(crate) async fn create(&self, spec: &TableSpec, rows: Option<SendableRecordBatchStream>) -> Result<u64> {
+    pub(crate) async fn create(
+        &self,
+        spec: &TableSpec,
+        rows: Option<SendableRecordBatchStream>,
+    ) -> Result<u64> {
         let built = self.build(spec, rows).await?;
         match self.catalog.insert(&spec.name, &built.location).await {
             Ok(true) => Ok(built.rows),
@@ -260,21 +270,35 @@ impl OfflineStore {
         for _ in 0..COMMIT_ATTEMPTS_MAX {
             let current = self.load(&table.name).await?;
             let Some(current) = current.filter(|t| t.metadata.uuid() == table.metadata.uuid()) else {
-                return Err(Error::conflict(format!("table '{}' was dropped or replaced meanwhile", table.name)));
+                return Err(Error::conflict(format!(
+                    "table '{}' was dropped or replaced meanwhile",
+                    table.name
+                )));
             };
             let now_ms = self.clock.now_us().div_euclid(1000);
-            let next =
-                snapshot::append(&self.io, &current.metadata, written.files.clone(), properties.clone(), now_ms)
-                    .await?;
+            let next = snapshot::append(
+                &self.io,
+                &current.metadata,
+                written.files.clone(),
+                properties.clone(),
+                now_ms,
+            )
+            .await?;
             let location = MetadataLocation::from_str(&current.location)
-                .map_err(|e| Error::corrupt(format!("table '{}' has a bad metadata location", table.name)).with_source(e))?
+                .map_err(|e| {
+                    Error::corrupt(format!("table '{}' has a bad metadata location", table.name))
+                        .with_source(e)
+                })?
                 .with_next_version();
             let (location, metadata) = self.write_metadata(next, location).await?;
             if self.catalog.swap(&table.name, &current.location, &location).await? {
                 return OfflineTable::new(table.name.clone(), &location, metadata);
             }
         }
-        Err(Error::conflict(format!("table '{}' is being written by too many at once: try again", table.name)))
+        Err(Error::conflict(format!(
+            "table '{}' is being written by too many at once: try again",
+            table.name
+        )))
     }
 
     /// Removes a table from the catalog, then its files.
@@ -290,7 +314,10 @@ impl OfflineStore {
                 _ => return Ok(()),
             }
         }
-        Err(Error::conflict(format!("table '{}' is being written by too many at once: try again", table.name)))
+        Err(Error::conflict(format!(
+            "table '{}' is being written by too many at once: try again",
+            table.name
+        )))
     }
 
     async fn build(&self, spec: &TableSpec, rows: Option<SendableRecordBatchStream>) -> Result<Built> {
@@ -304,15 +331,17 @@ impl OfflineStore {
             .properties(spec.properties.clone())
             .build();
         let cannot = |e| Error::invalid(format!("table '{name}' does not fit Iceberg")).with_source(e);
-        let mut metadata =
-            TableMetadataBuilder::from_table_creation(creation).and_then(|b| b.build()).map_err(cannot)?.metadata;
+        let mut metadata = TableMetadataBuilder::from_table_creation(creation)
+            .and_then(|b| b.build())
+            .map_err(cannot)?
+            .metadata;
         let mut written = None;
         if let Some(rows) = rows {
             let files = write_files(&self.io, &metadata, rows).await?;
             if !files.files.is_empty() {
                 let now_ms = self.clock.now_us().div_euclid(1000);
-                metadata =
-                    snapshot::append(&self.io, &metadata, files.files.clone(), HashMap::new(), now_ms).await?;
+                metadata = snapshot::append(&self.io, &metadata, files.files.clone(), HashMap::new(), now_ms)
+                    .await?;
             }
             written = Some(files);
         }

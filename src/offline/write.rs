@@ -68,8 +68,7 @@ async fn write_into(
     directory: &str,
     mut batches: SendableRecordBatchStream,
 ) -> Result<(Vec<DataFile>, u64)> {
-    let file_schema: SchemaRef =
-        Arc::new(schema_to_arrow_schema(metadata.current_schema()).map_err(failed)?);
+    let file_schema: SchemaRef = Arc::new(schema_to_arrow_schema(metadata.current_schema()).map_err(failed)?);
     let mut writer = writer(io, metadata, directory);
     let mut rows = 0;
     while let Some(batch) = batches.try_next().await? {
@@ -108,8 +107,12 @@ fn writer(io: &FileIO, metadata: &TableMetadata, directory: &str) -> Writer {
 
 /// Re-labels a batch with the table's own Arrow types (field ids, `+00:00` for UTC): values do not change.
 fn conform(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
-    let columns: Result<Vec<_>, _> =
-        batch.columns().iter().zip(schema.fields()).map(|(column, field)| cast(column, field.data_type())).collect();
+    let columns: Result<Vec<_>, _> = batch
+        .columns()
+        .iter()
+        .zip(schema.fields())
+        .map(|(column, field)| cast(column, field.data_type()))
+        .collect();
     Ok(RecordBatch::try_new(Arc::clone(schema), columns?)?)
 }
 

@@ -77,7 +77,8 @@ pub(super) fn object_of(table: OfflineTable) -> Result<Object> {
     let Some(json) = table.metadata().properties().get(PROPERTY) else {
         return Ok(Object::Table(table));
     };
-    let corrupt = |what: String| Error::corrupt(format!("definition of feature group '{}': {what}", table.name()));
+    let corrupt =
+        |what: String| Error::corrupt(format!("definition of feature group '{}': {what}", table.name()));
     let stored: Stored = serde_json::from_str(json).map_err(|e| corrupt(e.to_string()))?;
     if stored.format != FORMAT {
         return Err(Error::unsupported(format!(
@@ -88,7 +89,10 @@ pub(super) fn object_of(table: OfflineTable) -> Result<Object> {
     }
     let columns = columns_of(&table, &stored.defaults)?;
     let index = |name: &str| {
-        columns.iter().position(|c| c.field.name() == name).ok_or_else(|| corrupt(format!("no column '{name}'")))
+        columns
+            .iter()
+            .position(|c| c.field.name() == name)
+            .ok_or_else(|| corrupt(format!("no column '{name}'")))
     };
     let group = FeatureGroup {
         id: table.metadata().uuid(),
@@ -111,7 +115,8 @@ fn columns_of(table: &OfflineTable, defaults: &BTreeMap<String, String>) -> Resu
     let declared = table.schema().fields().iter().filter(|f| f.name() != INGESTED_AT && f.name() != SEQUENCE);
     declared
         .map(|field| {
-            let default = defaults.get(field.name()).map(|text| default_of(text, field.data_type())).transpose()?;
+            let default =
+                defaults.get(field.name()).map(|text| default_of(text, field.data_type())).transpose()?;
             let description = iceberg.field_by_name(field.name()).and_then(|f| f.doc.clone());
             Ok(Column { field: Arc::clone(field), default, description })
         })

@@ -76,7 +76,10 @@ impl Registry {
     }
 
     /// Every feature group in `listing`, ordered by name.
-    pub(crate) async fn feature_groups(&self, listing: &Listing) -> Result<Vec<(Arc<FeatureGroup>, OfflineTable)>> {
+    pub(crate) async fn feature_groups(
+        &self,
+        listing: &Listing,
+    ) -> Result<Vec<(Arc<FeatureGroup>, OfflineTable)>> {
         let mut groups = Vec::new();
         for name in listing.tables.keys() {
             if let Some(Object::FeatureGroup(group, table)) = self.object_in(listing, name).await? {

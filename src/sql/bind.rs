@@ -16,7 +16,8 @@ pub(super) fn parameters(plan: &LogicalPlan) -> Result<SchemaRef> {
     let mut types: Vec<(usize, DataType)> = Vec::new();
     for (name, data_type) in plan.get_parameter_types()? {
         let index = name.strip_prefix('$').and_then(|n| n.parse::<usize>().ok()).filter(|n| *n > 0);
-        let index = index.ok_or_else(|| Error::invalid(format!("parameter '{name}' is not one of $1, $2, …")))?;
+        let index =
+            index.ok_or_else(|| Error::invalid(format!("parameter '{name}' is not one of $1, $2, …")))?;
         types.push((index, data_type.unwrap_or(DataType::Null)));
     }
     let count = types.iter().map(|(i, _)| *i).max().unwrap_or(0);
@@ -60,7 +61,11 @@ pub(super) fn bind(plan: LogicalPlan, values: Option<&RecordBatch>) -> Result<Ve
     rows.into_iter().map(|row| bind_row(plan.clone(), row)).collect()
 }
 
-fn cell(column: &datafusion::arrow::array::ArrayRef, row: usize, parameter: &FieldRef) -> Result<ScalarValue> {
+fn cell(
+    column: &datafusion::arrow::array::ArrayRef,
+    row: usize,
+    parameter: &FieldRef,
+) -> Result<ScalarValue> {
     let value = ScalarValue::try_from_array(column, row)?;
     match parameter.data_type() {
         DataType::Null => Ok(value),
@@ -102,11 +107,14 @@ fn widen_values(plan: &LogicalPlan, rows: &[Vec<ScalarValue>]) -> Result<Option<
 fn rows_stay_apart(plan: &LogicalPlan) -> bool {
     match plan {
         LogicalPlan::Values(_) => true,
-        LogicalPlan::Projection(_) | LogicalPlan::Filter(_) | LogicalPlan::SubqueryAlias(_) | LogicalPlan::Dml(_) => {
+        LogicalPlan::Projection(_)
+        | LogicalPlan::Filter(_)
+        | LogicalPlan::SubqueryAlias(_)
+        | LogicalPlan::Dml(_) => {
             let inputs = plan.inputs();
             inputs.len() == 1 && rows_stay_apart(inputs[0])
         }
-        LogicalPlan::Extension(extension) => {
+        LogicalPlan::Extension(_) => {
             let inputs = plan.inputs();
             inputs.len() == 1 && rows_stay_apart(inputs[0])
         }

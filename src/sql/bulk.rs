@@ -82,7 +82,9 @@ impl Session {
         }
         match (exists, target.if_not_exists, target.if_exists) {
             (false, IfNotExists::Fail, _) => Err(missing(&name)),
-            (false, IfNotExists::Create, _) => self.engine.ingest.create_table(&name, nullable(batches)).await,
+            (false, IfNotExists::Create, _) => {
+                self.engine.ingest.create_table(&name, nullable(batches)).await
+            }
             (true, _, IfExists::Fail) => Err(taken(&name)),
             (true, _, IfExists::Append) => self.engine.ingest.append(&name, batches).await,
             (true, _, IfExists::Replace) => self.engine.ingest.replace_table(&name, nullable(batches)).await,
@@ -131,7 +133,9 @@ impl Session {
             match self.catalog.object(name).await {
                 Ok(Some(object)) => tables.push(entry(name, &object)),
                 Ok(None) => {}
-                Err(error) => tracing::warn!(table = %name, %error, "a table that cannot be read is not listed"),
+                Err(error) => {
+                    tracing::warn!(table = %name, %error, "a table that cannot be read is not listed")
+                }
             }
         }
         for name in self.catalog.temp.names() {
@@ -179,9 +183,13 @@ fn entry(name: &TableName, object: &Object) -> TableEntry {
 }
 
 fn missing(name: &TableName) -> Error {
-    Error::not_found(format!("table '{name}' does not exist: create it first, or ingest in a mode that creates it"))
+    Error::not_found(format!(
+        "table '{name}' does not exist: create it first, or ingest in a mode that creates it"
+    ))
 }
 
 fn taken(name: &TableName) -> Error {
-    Error::already_exists(format!("table '{name}' exists already: append to it, or ingest in a mode that replaces it"))
+    Error::already_exists(format!(
+        "table '{name}' exists already: append to it, or ingest in a mode that replaces it"
+    ))
 }

@@ -52,10 +52,6 @@ impl SessionCatalog {
         self.registry.object_in(&self.listing(), name).await
     }
 
-    pub(super) fn registry(&self) -> &Arc<Registry> {
-        &self.registry
-    }
-
     /// The stored table of that name, `name$history` included.
     pub(super) async fn stored(&self, name: &TableName) -> Result<Option<Arc<dyn TableProvider>>> {
         let rows = |table| Arc::new(IcebergTable::current(Arc::clone(&self.offline), table));
@@ -141,7 +137,8 @@ impl SchemaProvider for StoredSchema {
     }
 
     fn table_exist(&self, name: &str) -> bool {
-        self.temp(name).is_some() || self.catalog.listing().tables.contains_key(&TableName::new(&self.name, name))
+        self.temp(name).is_some()
+            || self.catalog.listing().tables.contains_key(&TableName::new(&self.name, name))
     }
 }
 

@@ -24,28 +24,41 @@ use crate::offline::{TableSpec, storage_schema};
 use crate::registry::{DEFAULT_SCHEMA, Object, properties_of};
 
 /// Settings that a client may change for its session.
-const SETTINGS: [&str; 3] =
-    ["datafusion.execution.time_zone", "datafusion.execution.batch_size", "datafusion.execution.target_partitions"];
+const SETTINGS: [&str; 3] = [
+    "datafusion.execution.time_zone",
+    "datafusion.execution.batch_size",
+    "datafusion.execution.target_partitions",
+];
 
 const RESERVED_SCHEMAS: [&str; 2] = [system::SCHEMA, "information_schema"];
 
 impl Session {
-    pub(super) async fn create_feature_group(&self, state: &SessionState, create: CreateFeatureGroup) -> Result<()> {
+    pub(super) async fn create_feature_group(
+        &self,
+        state: &SessionState,
+        create: CreateFeatureGroup,
+    ) -> Result<()> {
         let name = table_name(&create.name)?;
         let if_not_exists = create.if_not_exists;
         self.check_creatable(&name)?;
         let group = definition::feature_group(state, name.clone(), create).await?;
         let docs = group.columns.iter();
         let docs = docs.filter_map(|c| Some((c.field.name().clone(), c.description.clone()?))).collect();
-        let spec =
-            TableSpec { name: name.clone(), schema: group.history_schema(), docs, properties: properties_of(&group)? };
+        let spec = TableSpec {
+            name: name.clone(),
+            schema: group.history_schema(),
+            docs,
+            properties: properties_of(&group)?,
+        };
         match self.engine.offline.create(&spec, None).await {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists && if_not_exists => match self.catalog.object(&name).await? {
-                Some(Object::Table(_)) => {
-                    Err(Error::already_exists(format!("'{name}' exists and is a plain table, not a feature group")))
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && if_not_exists => {
+                match self.catalog.object(&name).await? {
+                    Some(Object::Table(_)) => Err(Error::already_exists(format!(
+                        "'{name}' exists and is a plain table, not a feature group"
+                    ))),
+                    _ => Ok(()),
                 }
-                _ => Ok(()),
-            },
+            }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(Error::already_exists(format!(
                 "'{name}' exists already: DROP it first, or use IF NOT EXISTS"
             ))),
@@ -80,7 +93,9 @@ impl Session {
             DdlStatement::DropTable(DropTable { name, if_exists, .. }) => {
                 self.drop_table(&name, if_exists).await.map(|()| 0)
             }
-            DdlStatement::DropView(DropView { name, if_exists, .. }) => self.drop_view(&name, if_exists).map(|()| 0),
+            DdlStatement::DropView(DropView { name, if_exists, .. }) => {
+                self.drop_view(&name, if_exists).map(|()| 0)
+            }
             DdlStatement::CreateCatalogSchema(create) => self.create_schema(create).await.map(|()| 0),
             DdlStatement::DropCatalogSchema(drop) => self.drop_schema(drop).await.map(|()| 0),
             DdlStatement::CreateExternalTable(_) => Err(Error::unsupported(
@@ -91,8 +106,15 @@ impl Session {
     }
 
     async fn create_table(&self, state: &SessionState, create: CreateMemoryTable) -> Result<u64> {
-        let CreateMemoryTable { name, constraints, input, if_not_exists, or_replace, column_defaults, temporary } =
-            create;
+        let CreateMemoryTable {
+            name,
+            constraints,
+            input,
+            if_not_exists,
+            or_replace,
+            column_defaults,
+            temporary,
+        } = create;
         let name = referenced(&name)?;
         if constraints.iter().next().is_some() {
             return Err(Error::unsupported(format!(
@@ -109,7 +131,9 @@ impl Session {
             query => Some(query),
         };
         if temporary {
-            return self.create_temp_table(state, &name, rows, input.schema().inner(), if_not_exists, or_replace).await;
+            return self
+                .create_temp_table(state, &name, rows, input.schema().inner(), if_not_exists, or_replace)
+                .await;
         }
         self.check_creatable(&name)?;
         if if_not_exists && self.catalog.object(&name).await?.is_some() {
@@ -238,7 +262,9 @@ impl Session {
             };
         }
         if drop.cascade {
-            return Err(Error::unsupported(format!("DROP SCHEMA '{name}' CASCADE is not supported: drop its tables first")));
+            return Err(Error::unsupported(format!(
+                "DROP SCHEMA '{name}' CASCADE is not supported: drop its tables first"
+            )));
         }
         match self.engine.offline.drop_schema(&name).await? {
             true => Ok(()),
@@ -263,7 +289,10 @@ impl Session {
     /// Whether a stored object of that name may be created at all.
     pub(super) fn check_creatable(&self, name: &TableName) -> Result<()> {
         if RESERVED_SCHEMAS.contains(&name.schema.as_str()) {
-            return Err(Error::invalid(format!("schema '{}' is read-only: create '{}' elsewhere", name.schema, name.name)));
+            return Err(Error::invalid(format!(
+                "schema '{}' is read-only: create '{}' elsewhere",
+                name.schema, name.name
+            )));
         }
         if name.name.is_empty() || name.name.contains(['$', '@']) {
             return Err(Error::invalid(format!(
@@ -271,7 +300,10 @@ impl Session {
             )));
         }
         if !self.catalog.listing().schemas.contains(&name.schema) {
-            return Err(Error::not_found(format!("schema '{}' does not exist: CREATE SCHEMA {0}", name.schema)));
+            return Err(Error::not_found(format!(
+                "schema '{}' does not exist: CREATE SCHEMA {0}",
+                name.schema
+            )));
         }
         Ok(())
     }
@@ -297,7 +329,8 @@ fn schema_name(name: &str) -> Result<&str> {
 
 /// The same rows with every column nullable: a query's own claim does not bind the table made of it.
 pub(super) fn nullable(rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
-    let fields: Vec<Field> = rows.schema().fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
+    let fields: Vec<Field> =
+        rows.schema().fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
     let schema = Arc::new(Schema::new(fields));
     super::output::to_wire(rows, &schema)
 }

@@ -11,7 +11,9 @@ use datafusion::logical_expr::{CreateMemoryTable, DdlStatement, Expr, LogicalPla
 use datafusion::physical_plan::ColumnarValue;
 use datafusion::sql::parser::Statement as DataFusionStatement;
 use datafusion::sql::sqlparser::ast::helpers::stmt_create_table::CreateTableBuilder;
-use datafusion::sql::sqlparser::ast::{ColumnDef, ColumnOption, Expr as SqlExpr, Ident, SqlOption, Statement, Value};
+use datafusion::sql::sqlparser::ast::{
+    ColumnDef, ColumnOption, Expr as SqlExpr, Ident, SqlOption, Statement, Value,
+};
 use uuid::Uuid;
 
 use super::statement::CreateFeatureGroup;
@@ -38,10 +40,13 @@ pub(super) async fn feature_group(
     let find = |what: &str, ident: &Ident| -> Result<usize> {
         let wanted = normalized(ident);
         columns.iter().position(|c| *c.field.name() == wanted).ok_or_else(|| {
-            Error::invalid(format!("{what} names '{wanted}', which is not a column of feature group '{name}'"))
+            Error::invalid(format!(
+                "{what} names '{wanted}', which is not a column of feature group '{name}'"
+            ))
         })
     };
-    let entity_key: Vec<usize> = create.entity_key.iter().map(|k| find("ENTITY KEY", k)).collect::<Result<_>>()?;
+    let entity_key: Vec<usize> =
+        create.entity_key.iter().map(|k| find("ENTITY KEY", k)).collect::<Result<_>>()?;
     let [event_time] = create.event_time.as_slice() else {
         return Err(Error::invalid(format!(
             "feature group '{name}' needs exactly one event time: add EVENT TIME (column)"
@@ -71,7 +76,10 @@ pub(super) async fn feature_group(
 }
 
 /// Types and defaults as DataFusion plans them for a `CREATE TABLE` of the same columns.
-async fn planned_columns(state: &SessionState, columns: &[ColumnDef]) -> Result<(Arc<Schema>, Vec<(String, Expr)>)> {
+async fn planned_columns(
+    state: &SessionState,
+    columns: &[ColumnDef],
+) -> Result<(Arc<Schema>, Vec<(String, Expr)>)> {
     let plain: Vec<ColumnDef> = columns
         .iter()
         .map(|column| {
@@ -85,7 +93,10 @@ async fn planned_columns(state: &SessionState, columns: &[ColumnDef]) -> Result<
     let plan = state.statement_to_plan(DataFusionStatement::Statement(Box::new(table))).await?;
     match plan {
         LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(CreateMemoryTable {
-            input, column_defaults, constraints, ..
+            input,
+            column_defaults,
+            constraints,
+            ..
         })) => {
             if constraints.iter().next().is_some() {
                 return Err(Error::invalid(
@@ -107,7 +118,8 @@ fn comment_of(column: &ColumnDef) -> Option<String> {
 
 /// The value of a constant expression, as `data_type`.
 fn constant(state: &SessionState, column: &str, expr: &Expr, data_type: &DataType) -> Result<ScalarValue> {
-    let wrong = |e: Error| Error::invalid(format!("DEFAULT of column '{column}' is not a constant {data_type}: {e}"));
+    let wrong =
+        |e: Error| Error::invalid(format!("DEFAULT of column '{column}' is not a constant {data_type}: {e}"));
     let evaluate = || -> Result<ScalarValue> {
         let expr = state.create_physical_expr(expr.clone(), &DFSchema::empty())?;
         let empty = RecordBatch::try_new_with_options(
@@ -146,7 +158,9 @@ impl Options {
         let mut parsed = Self { ttl: None, owner: None, tags: Vec::new(), online: true };
         for option in options {
             let SqlOption::KeyValue { key, value } = option else {
-                return Err(Error::invalid(format!("WITH option {option} of '{group}' is not of the form key = value")));
+                return Err(Error::invalid(format!(
+                    "WITH option {option} of '{group}' is not of the form key = value"
+                )));
             };
             let key = key.value.to_lowercase();
             let value = option_text(&key, value)?;
@@ -154,7 +168,8 @@ impl Options {
                 "ttl" => parsed.ttl = Some(duration(&value)?),
                 "owner" => parsed.owner = Some(value),
                 "tags" => {
-                    parsed.tags = value.split(',').map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect();
+                    parsed.tags =
+                        value.split(',').map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect();
                 }
                 "online" => parsed.online = boolean(&key, &value)?,
                 "offline" if !boolean(&key, &value)? => {

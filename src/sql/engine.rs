@@ -6,7 +6,9 @@ use std::sync::Arc;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::context::SessionContext;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::{FairSpillPool, MemoryPool, TrackConsumersPool, UnboundedMemoryPool};
+use datafusion::execution::memory_pool::{
+    FairSpillPool, MemoryPool, TrackConsumersPool, UnboundedMemoryPool,
+};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::SessionConfig;
 
@@ -56,10 +58,12 @@ impl Engine {
             None => Arc::new(UnboundedMemoryPool::default()),
         };
         std::fs::create_dir_all(&spill_dir).map_err(|e| {
-            Error::unavailable(format!("cannot use the spill directory '{}'", spill_dir.display())).with_source(e)
+            Error::unavailable(format!("cannot use the spill directory '{}'", spill_dir.display()))
+                .with_source(e)
         })?;
         let disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Directories(vec![spill_dir]));
-        let runtime = RuntimeEnvBuilder::new().with_memory_pool(pool).with_disk_manager_builder(disk).build_arc()?;
+        let runtime =
+            RuntimeEnvBuilder::new().with_memory_pool(pool).with_disk_manager_builder(disk).build_arc()?;
         let registry = Arc::new(Registry::new(Arc::clone(&offline)));
         let ingest = Arc::new(Ingest::new(
             Arc::clone(&registry),

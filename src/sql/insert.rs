@@ -7,12 +7,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::catalog::{Session, TableProvider};
-use datafusion::common::Result as DataFusionResult;
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::{DFSchema, Result as DataFusionResult};
 use datafusion::datasource::TableType;
 use datafusion::datasource::sink::{DataSink, DataSinkExec};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::dml::InsertOp;
-use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
+use datafusion::logical_expr::{Expr, LogicalPlan, TableProviderFilterPushDown, Values};
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan};
 
 use crate::error::{Error, Result};
@@ -29,6 +30,21 @@ pub(super) fn insert_plan(
     append_only(name, insert_op)?;
     let sink = IngestSink { ingest: Arc::clone(ingest), name: name.clone(), schema: input.schema() };
     Ok(Arc::new(DataSinkExec::new(input, Arc::new(sink), None)))
+}
+
+/// `VALUES` of an INSERT take the nullability of the table's columns, and a NULL among them would fail in the
+/// planner's words. Here they are nullable, and ingest names the column that must not be NULL.
+pub(super) fn nulls_reach_ingest(insert: LogicalPlan) -> Result<LogicalPlan> {
+    let relaxed = insert.transform_up(|node| match node {
+        LogicalPlan::Values(Values { schema, values }) => {
+            let fields =
+                schema.iter().map(|(q, f)| (q.cloned(), Arc::new(f.as_ref().clone().with_nullable(true))));
+            let schema = DFSchema::new_with_metadata(fields.collect(), schema.metadata().clone())?;
+            Ok(Transformed::yes(LogicalPlan::Values(Values { schema: Arc::new(schema), values })))
+        }
+        other => Ok(Transformed::yes(other.recompute_schema()?)),
+    })?;
+    Ok(relaxed.data)
 }
 
 /// Refuses `INSERT OVERWRITE` and `REPLACE INTO`.
@@ -64,7 +80,11 @@ impl DataSink for IngestSink {
         &self.schema
     }
 
-    async fn write_all(&self, data: SendableRecordBatchStream, _context: &Arc<TaskContext>) -> DataFusionResult<u64> {
+    async fn write_all(
+        &self,
+        data: SendableRecordBatchStream,
+        _context: &Arc<TaskContext>,
+    ) -> DataFusionResult<u64> {
         Ok(self.ingest.append(&self.name, data).await?)
     }
 }
@@ -101,7 +121,10 @@ impl TableProvider for PlainTable {
         self.rows.scan(state, projection, filters, limit).await
     }
 
-    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> DataFusionResult<Vec<TableProviderFilterPushDown>> {
+    fn supports_filters_pushdown(
+        &self,
+        filters: &[&Expr],
+    ) -> DataFusionResult<Vec<TableProviderFilterPushDown>> {
         self.rows.supports_filters_pushdown(filters)
     }
 

@@ -22,6 +22,7 @@ use super::bind;
 use super::catalog::SessionCatalog;
 use super::definition::normalized;
 use super::engine::{CATALOG, Engine};
+use super::insert;
 use super::output::{to_wire, wire_schema};
 use super::statement::{self, CreateFeatureGroup, Statement};
 use super::system;
@@ -82,17 +83,27 @@ impl Session {
     /// # Errors
     /// `Invalid` where it does not parse or names what does not exist; `Unsupported`.
     pub async fn prepare(&self, sql: &str) -> Result<Prepared> {
+        self.prepare_bound(sql, None).await
+    }
+
+    /// As [`Self::prepare`], where `values` also tell the types of parameters that the statement leaves open.
+    pub async fn prepare_bound(&self, sql: &str, values: Option<&RecordBatch>) -> Result<Prepared> {
         let state = self.state().await?;
         let empty = || Arc::new(Schema::empty());
         Ok(match self.plan(&state, sql).await? {
             Planned::Query(plan) => Prepared {
                 kind: StatementKind::Query,
-                schema: wire_schema(plan.schema().as_arrow()),
+                parameters: bind::parameters(&plan)?,
+                schema: match values {
+                    Some(_) => result_schema(&bind::bind(plan, values)?)?,
+                    None => wire_schema(plan.schema().as_arrow()),
+                },
+            },
+            Planned::Update(plan) => Prepared {
+                kind: StatementKind::Update,
+                schema: empty(),
                 parameters: bind::parameters(&plan)?,
             },
-            Planned::Update(plan) => {
-                Prepared { kind: StatementKind::Update, schema: empty(), parameters: bind::parameters(&plan)? }
-            }
             Planned::CreateFeatureGroup(_) | Planned::DropFeatureGroup { .. } => {
                 Prepared { kind: StatementKind::Update, schema: empty(), parameters: empty() }
             }
@@ -103,13 +114,17 @@ impl Session {
     ///
     /// # Errors
     /// `Invalid` where the statement is not a query or a parameter does not fit; errors of the run end the stream.
-    pub async fn query(&self, sql: &str, parameters: Option<&RecordBatch>) -> Result<SendableRecordBatchStream> {
+    pub async fn query(
+        &self,
+        sql: &str,
+        parameters: Option<&RecordBatch>,
+    ) -> Result<SendableRecordBatchStream> {
         let state = self.state().await?;
         let Planned::Query(plan) = self.plan(&state, sql).await? else {
             return Err(Error::invalid("the statement returns no rows: run it as an update"));
         };
-        let schema = wire_schema(plan.schema().as_arrow());
         let mut plans = bind::bind(plan, parameters)?;
+        let schema = result_schema(&plans)?;
         if plans.len() == 1 {
             let rows = run(&state, &plans.remove(0)).await?;
             return Ok(to_wire(rows, &schema));
@@ -118,7 +133,9 @@ impl Session {
         let rows = futures::stream::iter(plans)
             .then(move |plan| {
                 let (each, state) = (Arc::clone(&each), Arc::clone(&state));
-                async move { run(&state, &plan).await.map(|rows| to_wire(rows, &each)).map_err(DataFusionError::from) }
+                async move {
+                    run(&state, &plan).await.map(|rows| to_wire(rows, &each)).map_err(DataFusionError::from)
+                }
             })
             .try_flatten();
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
@@ -132,8 +149,12 @@ impl Session {
     pub async fn update(&self, sql: &str, parameters: Option<&RecordBatch>) -> Result<u64> {
         let state = self.state().await?;
         match self.plan(&state, sql).await? {
-            Planned::Query(_) => Err(Error::invalid("the statement is a query: run it as one to get its rows")),
-            Planned::CreateFeatureGroup(create) => self.create_feature_group(&state, *create).await.map(|()| 0),
+            Planned::Query(_) => {
+                Err(Error::invalid("the statement is a query: run it as one to get its rows"))
+            }
+            Planned::CreateFeatureGroup(create) => {
+                self.create_feature_group(&state, *create).await.map(|()| 0)
+            }
             Planned::DropFeatureGroup { name, if_exists } => {
                 self.drop_feature_group(&name, if_exists).await.map(|()| 0)
             }
@@ -150,7 +171,8 @@ impl Session {
     async fn run_update(&self, state: &SessionState, plan: LogicalPlan) -> Result<u64> {
         match plan {
             LogicalPlan::Dml(dml) if matches!(dml.op, WriteOp::Insert(_)) => {
-                count(run(state, &LogicalPlan::Dml(dml)).await?).await
+                let plan = insert::nulls_reach_ingest(LogicalPlan::Dml(dml))?;
+                count(run(state, &plan).await?).await
             }
             LogicalPlan::Dml(dml) => Err(Error::unsupported(format!(
                 "{} is not supported on '{}': rows are only added; a later row of the same key and time wins",
@@ -220,6 +242,12 @@ pub(super) async fn run(state: &SessionState, plan: &LogicalPlan) -> Result<Send
     Ok(execute_stream(physical, state.task_ctx())?)
 }
 
+/// The one schema of the executions of a query.
+fn result_schema(plans: &[LogicalPlan]) -> Result<SchemaRef> {
+    let first = plans.first().ok_or_else(|| Error::invalid("parameters were bound with no row of values"))?;
+    Ok(wire_schema(first.schema().as_arrow()))
+}
+
 /// Drains an INSERT, whose one row says how many rows it added.
 async fn count(mut rows: SendableRecordBatchStream) -> Result<u64> {
     let mut sum = 0;
@@ -252,9 +280,14 @@ pub(super) fn table_name(name: &ObjectName) -> Result<TableName> {
 /// A planned reference, in the one catalog.
 pub(super) fn referenced(reference: &TableReference) -> Result<TableName> {
     match reference.catalog() {
-        None | Some(CATALOG) => Ok(TableName::new(reference.schema().unwrap_or(DEFAULT_SCHEMA), reference.table())),
+        None | Some(CATALOG) => {
+            Ok(TableName::new(reference.schema().unwrap_or(DEFAULT_SCHEMA), reference.table()))
+        }
         Some(other) => {
             Err(Error::not_found(format!("catalog '{other}' does not exist: there is one, '{CATALOG}'")))
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

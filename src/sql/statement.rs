@@ -43,7 +43,7 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
     let dialect: &dyn Dialect = &DIALECT;
     let mut tokens = Tokenizer::new(dialect, sql).tokenize_with_location().map_err(unreadable)?;
     number_placeholders(&mut tokens)?;
-    
+
     let words = leading_words(&tokens);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let mut parser = Parser::new(dialect).with_tokens_with_locations(tokens);
@@ -69,10 +69,9 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
 }
 
 fn datafusion_statement(parser: Parser<'static>) -> Result<Statement> {
-    let mut datafusion: DFParser<'static> =
-        DFParserBuilder::new("").with_dialect(&DIALECT).build()?;
+    let mut datafusion: DFParser<'static> = DFParserBuilder::new("").with_dialect(&DIALECT).build()?;
     datafusion.parser = parser;
-    let mut statement = datafusion.parse_statement()?;
+    let statement = datafusion.parse_statement()?;
     end_of_statement(&mut datafusion.parser)?;
     Ok(Statement::DataFusion(Box::new(statement)))
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use datafusion::arrow::array::{ArrayRef, BooleanArray, Int64Array, ListBuilder, RecordBatch, StringArray, StringBuilder};
+use datafusion::arrow::array::{
+    ArrayRef, BooleanArray, Int64Array, ListBuilder, RecordBatch, StringArray, StringBuilder,
+};
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef};
 use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::common::ScalarValue;
@@ -30,7 +32,8 @@ pub(super) fn table(
 }
 
 fn feature_groups(groups: &[&FeatureGroup]) -> Result<RecordBatch> {
-    let names = |of: &dyn Fn(&FeatureGroup) -> Vec<String>| -> ArrayRef { lists(groups.iter().map(|g| of(g))) };
+    let names =
+        |of: &dyn Fn(&FeatureGroup) -> Vec<String>| -> ArrayRef { lists(groups.iter().map(|g| of(g))) };
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("schema_name", strings(groups, |g| Some(g.name.schema.clone()))),
         ("name", strings(groups, |g| Some(g.name.name.clone()))),

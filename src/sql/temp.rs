@@ -42,7 +42,9 @@ impl TempObjects {
     pub(super) fn insert(&self, name: &str, object: Arc<dyn TableProvider>, replace: bool) -> Result<()> {
         let mut objects = self.0.write();
         if !replace && objects.contains_key(name) {
-            return Err(Error::already_exists(format!("temporary table '{name}' exists already in this session")));
+            return Err(Error::already_exists(format!(
+                "temporary table '{name}' exists already in this session"
+            )));
         }
         objects.insert(name.to_owned(), object);
         Ok(())
@@ -183,7 +185,11 @@ impl DataSink for TempSink {
         &self.schema
     }
 
-    async fn write_all(&self, data: SendableRecordBatchStream, _context: &Arc<TaskContext>) -> DataFusionResult<u64> {
+    async fn write_all(
+        &self,
+        data: SendableRecordBatchStream,
+        _context: &Arc<TaskContext>,
+    ) -> DataFusionResult<u64> {
         Ok(append(&self.rows, &self.conform, data).await?)
     }
 }

@@ -14,7 +14,8 @@ fn target() -> SchemaRef {
 }
 
 fn conform(columns: Vec<(&str, ArrayRef)>) -> Result<RecordBatch> {
-    let batch = RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true))).unwrap();
+    let batch =
+        RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true))).unwrap();
     Conform::to_table(&TableName::new("public", "t"), &target(), &batch.schema())?.batch(&batch)
 }
 
@@ -40,10 +41,7 @@ fn columns_meet_by_name_and_widen() {
     .unwrap();
     assert_eq!(batch.schema(), target());
     assert_eq!(batch.column(0).as_primitive::<Int64Type>().value(0), 7);
-    assert_eq!(
-        batch.column(2).as_primitive::<TimestampMicrosecondType>().value(0),
-        5
-    );
+    assert_eq!(batch.column(2).as_primitive::<TimestampMicrosecondType>().value(0), 5);
 }
 
 #[test]
@@ -61,7 +59,10 @@ fn what_does_not_fit_is_named() {
     let extra: ArrayRef = Arc::new(Int32Array::from(vec![1]));
     let cases = [
         (vec![ids(vec![Some(1)]), names()], "lack column 'at'"),
-        (vec![ids(vec![Some(1)]), names(), times(0), ("extra", extra)], "have column 'extra' that the table does not have"),
+        (
+            vec![ids(vec![Some(1)]), names(), times(0), ("extra", extra)],
+            "have column 'extra' that the table does not have",
+        ),
         (vec![("id", text), names(), times(0)], "column 'id' of 'public.t' is Int64, but the rows give Utf8"),
         (vec![("id", fraction), names(), times(0)], "7.5 does not fit Int64 without rounding"),
         (vec![("id", huge), names(), times(0)], "column 'id' of 'public.t'"),

@@ -1,0 +1,155 @@
+use std::path::Path;
+
+use datafusion::arrow::array::{Int64Array, StringArray};
+use datafusion::arrow::util::pretty::pretty_format_batches;
+
+use super::*;
+use crate::clock::{Clock, ManualClock};
+use crate::error::ErrorKind;
+use crate::offline::OfflineStore;
+use crate::online::{self, Backend, OnlineOptions};
+use crate::sql::{EngineParts, IfExists, IfNotExists, IngestTarget};
+
+const NOW_US: i64 = 1_767_225_600_000_000; // 2026-01-01T00:00:00Z
+
+async fn engine(dir: &Path) -> Arc<Engine> {
+    let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(NOW_US));
+    let offline = OfflineStore::open(&dir.join("catalog.db"), &dir.join("warehouse"), Arc::clone(&clock))
+        .await
+        .unwrap();
+    let options = OnlineOptions {
+        backend: Backend::Embedded { path: dir.join("online.redb") },
+        timeout: std::time::Duration::from_secs(5),
+        cache: None,
+    };
+    let online = online::open(options, Arc::clone(&clock)).await.unwrap();
+    let spill_dir = dir.join("spill");
+    let parts = EngineParts {
+        offline: Arc::new(offline),
+        online,
+        clock,
+        memory_limit_bytes: Some(1 << 30),
+        spill_dir,
+    };
+    let engine = Engine::new(parts).unwrap();
+    engine.catch_up().await.unwrap();
+    engine
+}
+
+async fn table(session: &Session, sql: &str) -> String {
+    let rows: Vec<RecordBatch> = session.query(sql, None).await.unwrap().try_collect().await.unwrap();
+    pretty_format_batches(&rows).unwrap().to_string()
+}
+
+const GROUP: &str = "CREATE FEATURE GROUP user_purchases (
+    user_id BIGINT, event_timestamp TIMESTAMP, purchase_count_7d BIGINT DEFAULT 0 COMMENT 'last 7 days',
+    favorite_category VARCHAR, ENTITY KEY (user_id), EVENT TIME (event_timestamp)
+) COMMENT 'how a user buys' WITH (ttl = '30 days', owner = 'ml-platform', tags = 'ecommerce,churn')";
+
+#[tokio::test]
+async fn what_is_written_survives_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let before = {
+        let session = engine(dir.path()).await.session();
+        session.update(GROUP, None).await.unwrap();
+        let insert = "INSERT INTO user_purchases VALUES (1, '2025-12-31T10:00:00', 3, 'books'), (2, '2025-12-31T11:00:00', NULL, NULL)";
+        assert_eq!(session.update(insert, None).await.unwrap(), 2);
+        session
+            .update("CREATE TABLE labels AS SELECT user_id, 1 AS y FROM user_purchases", None)
+            .await
+            .unwrap();
+        table(&session, "SELECT * FROM user_purchases ORDER BY user_id").await
+    };
+    let session = engine(dir.path()).await.session();
+    assert_eq!(table(&session, "SELECT * FROM user_purchases ORDER BY user_id").await, before);
+    assert!(table(&session, "SELECT count(*) FROM labels").await.contains("| 2 "));
+    let history =
+        table(&session, "SELECT _ingested_at, _sequence FROM \"user_purchases$history\" ORDER BY 2").await;
+    assert!(history.contains("2026-01-01T00:00:00Z"), "{history}");
+    assert!(table(&session, "DESCRIBE user_purchases").await.contains("entity key"));
+    assert!(table(&session, "SHOW FEATURE GROUPS").await.contains("ml-platform"));
+}
+
+#[tokio::test]
+async fn a_bound_batch_inserts_all_rows_in_one_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let session = engine(dir.path()).await.session();
+    session.update("CREATE TABLE t (id BIGINT NOT NULL, name VARCHAR)", None).await.unwrap();
+    let prepared = session.prepare("INSERT INTO t VALUES (?, ?)").await.unwrap();
+    assert_eq!(prepared.kind, StatementKind::Update);
+    assert_eq!(prepared.parameters.field(0).data_type(), &datafusion::arrow::datatypes::DataType::Int64);
+    let ids = Arc::new(Int64Array::from(vec![1, 2, 3])) as _;
+    let names = Arc::new(StringArray::from(vec![Some("a"), None, Some("c")])) as _;
+    let batch = RecordBatch::try_from_iter_with_nullable([("0", ids, true), ("1", names, true)]).unwrap();
+    assert_eq!(session.update("INSERT INTO t VALUES (?, ?)", Some(&batch)).await.unwrap(), 3);
+    let one = batch.slice(1, 1);
+    assert!(table_of(&session, "SELECT ? + 1 AS a, ? AS b", &one).await.contains("| 3 "));
+    let both = table_of(&session, "SELECT name FROM t WHERE id = ? AND (? IS NULL OR TRUE)", &batch).await;
+    assert!(both.contains("| a ") && both.contains("| c "), "{both}");
+    let commits = session.catalog.stored(&TableName::new("public", "t")).await.unwrap();
+    assert!(commits.is_some());
+}
+
+async fn table_of(session: &Session, sql: &str, values: &RecordBatch) -> String {
+    let rows: Vec<RecordBatch> = session.query(sql, Some(values)).await.unwrap().try_collect().await.unwrap();
+    pretty_format_batches(&rows).unwrap().to_string()
+}
+
+#[tokio::test]
+async fn a_failed_write_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let session = engine(dir.path()).await.session();
+    session.update(GROUP, None).await.unwrap();
+    let bad = "INSERT INTO user_purchases (user_id, event_timestamp) VALUES (1, '2025-01-01'), (NULL, '2025-01-01')";
+    let error = session.update(bad, None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    assert!(error.to_string().contains("user_id"), "{error}");
+    assert!(table(&session, "SELECT count(*) AS n FROM user_purchases").await.contains("| 0 "));
+}
+
+#[tokio::test]
+async fn bulk_ingest_follows_its_modes() {
+    let dir = tempfile::tempdir().unwrap();
+    let session = engine(dir.path()).await.session();
+    let target = |if_not_exists, if_exists, temporary| IngestTarget {
+        schema: None,
+        table: "t".into(),
+        temporary,
+        if_not_exists,
+        if_exists,
+    };
+    let rows = || -> SendableRecordBatchStream {
+        let ids = Arc::new(Int64Array::from(vec![1, 2])) as _;
+        let batch = RecordBatch::try_from_iter([("id", ids)]).unwrap();
+        Box::pin(RecordBatchStreamAdapter::new(batch.schema(), futures::stream::iter([Ok(batch)])))
+    };
+    for temporary in [false, true] {
+        use {IfExists as E, IfNotExists as N};
+        let ingest = |n, e| session.ingest(target(n, e, temporary), rows());
+        assert_eq!(ingest(N::Fail, E::Append).await.unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(ingest(N::Create, E::Fail).await.unwrap(), 2);
+        assert_eq!(ingest(N::Create, E::Fail).await.unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(ingest(N::Fail, E::Append).await.unwrap(), 2);
+        assert!(table(&session, "SELECT count(*) FROM t").await.contains("| 4 "));
+        assert_eq!(ingest(N::Create, E::Replace).await.unwrap(), 2);
+        assert!(table(&session, "SELECT count(*) FROM t").await.contains("| 2 "));
+    }
+    session.update("DROP TABLE t", None).await.unwrap();
+    assert!(table(&session, "SELECT count(*) FROM t").await.contains("| 2 "), "the stored table shows again");
+    session.update("DROP TABLE t", None).await.unwrap();
+    assert!(session.query("SELECT * FROM t", None).await.is_err());
+}
+
+#[tokio::test]
+async fn two_writers_lose_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(dir.path()).await;
+    engine.session().update("CREATE TABLE t (id BIGINT)", None).await.unwrap();
+    let writers = (0..8).map(|i| {
+        let session = engine.session();
+        async move { session.update(&format!("INSERT INTO t VALUES ({i})"), None).await }
+    });
+    futures::future::try_join_all(writers).await.unwrap();
+    let sum = table(&engine.session(), "SELECT count(*) AS n, sum(id) AS s FROM t").await;
+    assert!(sum.contains("| 8 | 28 |"), "{sum}");
+}
