@@ -1,0 +1,35 @@
+//! Settings to engine: opens the stores and brings the online store up to date.
+
+use std::sync::Arc;
+
+use crate::clock::Clock;
+use crate::config::{CatalogSetting, OnlineSetting, Settings};
+use crate::error::Result;
+use crate::offline::OfflineStore;
+use crate::online::{self, Backend, CacheOptions, OnlineOptions};
+use crate::sql::{Engine, EngineParts};
+
+/// How long one call to an online store on the network may take.
+const ONLINE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Opens what `settings` name. The online store need not answer yet: groups catch up when it does.
+pub(crate) async fn open_engine(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Arc<Engine>> {
+    let CatalogSetting::Sqlite(catalog) = &settings.catalog;
+    let offline = OfflineStore::open(catalog, &settings.warehouse, Arc::clone(&clock)).await?;
+    let backend = match &settings.online {
+        OnlineSetting::Embedded => Backend::Embedded { path: settings.data_dir.join("online.redb") },
+        OnlineSetting::Redis(url) => Backend::Redis { url: url.to_string() },
+    };
+    let cache = (settings.cache_capacity_bytes > 0)
+        .then_some(CacheOptions { capacity_bytes: settings.cache_capacity_bytes, ttl: settings.cache_ttl });
+    let options = OnlineOptions { backend, timeout: ONLINE_TIMEOUT, cache };
+    let engine = Engine::new(EngineParts {
+        offline: Arc::new(offline),
+        online: online::open(options, Arc::clone(&clock)).await?,
+        clock,
+        memory_limit_bytes: settings.memory_limit_bytes.map(|b| usize::try_from(b).unwrap_or(usize::MAX)),
+        spill_dir: settings.data_dir.join("spill"),
+    })?;
+    engine.catch_up().await?;
+    Ok(engine)
+}
