@@ -3,6 +3,7 @@
 pub mod clock;
 mod config;
 pub mod error;
+mod exec;
 mod ingest;
 pub mod model;
 mod offline;

@@ -1,5 +1,6 @@
 //! Text to plan: statements, point-in-time joins, look-ups, and the tables they name.
 
+mod asof;
 mod bind;
 mod bulk;
 mod catalog;

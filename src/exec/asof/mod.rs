@@ -1,0 +1,15 @@
+//! The ASOF join: for each left row, the one right row that was current at the left row's time.
+
+mod exec;
+mod gather;
+mod merge;
+mod node;
+mod ordinal;
+mod planner;
+mod spec;
+mod stream;
+
+pub(crate) use node::AsofJoin;
+pub(crate) use ordinal::{is_instant, is_ordinal};
+pub(crate) use planner::AsofExtensionPlanner;
+pub(crate) use spec::{AsofSpec, KnownAt, MatchOp, Reach};

@@ -1,0 +1,3 @@
+//! Physical operators: what DataFusion lacks for point-in-time work.
+
+pub(crate) mod asof;
