@@ -388,3 +388,6 @@ struct Built {
     metadata: TableMetadataRef,
     rows: u64,
 }
+
+#[cfg(test)]
+mod tests;
