@@ -140,3 +140,6 @@ fn conformed(
     let batches = rows.map(move |batch| Ok(conform.batch(&batch?)?));
     Box::pin(RecordBatchStreamAdapter::new(schema, batches))
 }
+
+#[cfg(test)]
+mod tests;
