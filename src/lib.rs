@@ -1,18 +1,35 @@
 //! Fletching, a feature store that speaks Arrow Flight SQL.
+//!
+//! The life of a request:
+//!
+//! 1. A client connects; `flight` gives the connection an identity, and with its first call a session.
+//! 2. The call's protobuf becomes a command. What concerns the catalog is answered from it; everything else is SQL.
+//! 3. `sql` parses the statement, rewrites what is ours (`ASOF JOIN`, `LATEST`, `CREATE FEATURE GROUP`) and plans it.
+//! 4. A statement that changes something runs at once: `ingest` writes history through `offline`, and only then the
+//!    latest values through `online`. The client's ticket carries nothing but the news that it is done.
+//! 5. A query gets a ticket that carries the statement itself, so that nothing waits on the server for the client.
+//! 6. The client fetches the ticket: the plan runs, its operators (`exec`) read history and latest values.
+//! 7. Batches leave as fast as the client takes them. If it goes, the stream is dropped, and with it the query.
+//! 8. An error at any point keeps its kind all the way, and becomes a gRPC code in one place, `flight::status`.
 
 pub mod clock;
 mod config;
 pub mod error;
 mod exec;
+mod flight;
 mod ingest;
 pub mod model;
 mod offline;
 mod online;
 mod registry;
+mod server;
 pub mod shell;
 mod sql;
 
 pub use config::{
-    CatalogSetting, Cli, Command, Given, Limits, LogFormat, OnlineSetting, OutputFormat, ServeArgs, Settings, SqlArgs,
+    CatalogSetting, Cli, Command, Given, Limits, LogFormat, OnlineSetting, OutputFormat, ServeArgs, Settings,
+    SqlArgs,
 };
+pub use error::{Error, ErrorKind, Result};
+pub use server::{Server, open_engine, serve};
 pub use sql::{Engine, IfExists, IfNotExists, IngestTarget, Prepared, Session, StatementKind, TableEntry};

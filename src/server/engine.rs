@@ -9,11 +9,12 @@ use crate::offline::OfflineStore;
 use crate::online::{self, Backend, CacheOptions, OnlineOptions};
 use crate::sql::{Engine, EngineParts};
 
-/// How long one call to an online store on the network may take.
-const ONLINE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
-
-/// Opens what `settings` name. The online store need not answer yet: groups catch up when it does.
-pub(crate) async fn open_engine(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Arc<Engine>> {
+/// Opens what `settings` name, without a listener. The online store need not answer yet: groups catch up when it
+/// does.
+///
+/// # Errors
+/// `Unavailable` for a store that another process holds or that cannot be reached, `Corrupt` for a damaged one.
+pub async fn open_engine(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Arc<Engine>> {
     let CatalogSetting::Sqlite(catalog) = &settings.catalog;
     let offline = OfflineStore::open(catalog, &settings.warehouse, Arc::clone(&clock)).await?;
     let backend = match &settings.online {
@@ -22,7 +23,7 @@ pub(crate) async fn open_engine(settings: &Settings, clock: Arc<dyn Clock>) -> R
     };
     let cache = (settings.cache_capacity_bytes > 0)
         .then_some(CacheOptions { capacity_bytes: settings.cache_capacity_bytes, ttl: settings.cache_ttl });
-    let options = OnlineOptions { backend, timeout: ONLINE_TIMEOUT, cache };
+    let options = OnlineOptions { backend, timeout: settings.online_timeout, cache };
     let engine = Engine::new(EngineParts {
         offline: Arc::new(offline),
         online: online::open(options, Arc::clone(&clock)).await?,

@@ -1,0 +1,99 @@
+//! The open door: a gRPC server on a listener, until it is closed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow_flight::flight_service_server::FlightServiceServer;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tonic::transport::Server;
+
+use super::drain::Drain;
+use super::listener::incoming;
+use super::running::Running;
+use super::service::Service;
+use super::sessions::Sessions;
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::sql::Engine;
+
+/// A peer that answers no ping for this long is gone, and its queries stop.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Drivers put long things into headers: tokens, trace contexts, unknown URL parameters.
+const HEADER_BYTES_MAX: u32 = 64 << 10;
+
+/// What a client may have in flight towards the server, per call and per connection.
+const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+
+/// After the last call is over or stopped, connections have this long to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// What clients may ask for.
+#[derive(Debug, Clone)]
+pub(crate) struct DoorLimits {
+    pub(crate) connections_max: usize,
+    pub(crate) streams_per_connection_max: u32,
+    pub(crate) message_bytes_max: usize,
+    pub(crate) sessions_max: usize,
+    pub(crate) session_idle_timeout: Duration,
+}
+
+/// A Flight SQL server that runs.
+#[derive(Debug)]
+pub(crate) struct Door {
+    drain: Arc<Drain>,
+    serving: JoinHandle<Result<(), tonic::transport::Error>>,
+}
+
+impl Door {
+    /// Serves `engine` on `listener` until it is closed.
+    pub(crate) fn open(
+        listener: TcpListener,
+        engine: Arc<Engine>,
+        clock: Arc<dyn Clock>,
+        limits: &DoorLimits,
+    ) -> Self {
+        let drain = Drain::new();
+        let sessions =
+            Arc::new(Sessions::new(engine, clock, limits.sessions_max, limits.session_idle_timeout));
+        let connections =
+            incoming(listener, limits.connections_max, Arc::clone(&sessions), Arc::clone(&drain));
+        let service = Service { sessions, drain: Arc::clone(&drain), running: Arc::new(Running::default()) };
+        let service = FlightServiceServer::new(service)
+            .max_decoding_message_size(limits.message_bytes_max)
+            .max_encoding_message_size(usize::MAX);
+        let server = Server::builder()
+            .max_concurrent_streams(limits.streams_per_connection_max)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .http2_max_header_list_size(HEADER_BYTES_MAX)
+            .add_service(service);
+        let closing = Arc::clone(&drain);
+        let serving = tokio::spawn(server.serve_with_incoming_shutdown(connections, async move {
+            closing.closing().await;
+        }));
+        Self { drain, serving }
+    }
+
+    /// Takes no new connection and no new statement, lets what runs finish for up to `drain_timeout`, and then ends
+    /// it with an error.
+    pub(crate) async fn close(mut self, drain_timeout: Duration) -> Result<()> {
+        if !self.drain.drain(drain_timeout).await {
+            tracing::warn!(?drain_timeout, "queries that still ran were stopped");
+        }
+        match tokio::time::timeout(GOODBYE, &mut self.serving).await {
+            Ok(Ok(Ok(()))) => Ok(()),
+            Ok(Ok(Err(error))) => Err(Error::unavailable("the listener failed").with_source(error)),
+            Ok(Err(error)) => Err(Error::internal("the listener panicked").with_source(error)),
+            Err(_) => {
+                self.serving.abort();
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! `GetSqlInfo`: what this server is and can do.
+//!
+//! Clients cast the values hard: flags and enumerations sit in the int32 arm of the union, lengths and counts in the
+//! bigint arm.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use arrow::array::RecordBatch;
+use arrow_flight::error::FlightError;
+use arrow_flight::sql::metadata::{SqlInfoData, SqlInfoDataBuilder};
+use arrow_flight::sql::{
+    CommandGetSqlInfo, SqlInfo, SqlNullOrdering, SqlOuterJoinsSupportLevel, SqlSupportedCaseSensitivity,
+    SqlSupportedElementActions, SqlSupportedGroupBy, SqlSupportedResultSetConcurrency,
+    SqlSupportedResultSetType, SqlSupportedSubqueries, SqlSupportedTransaction, SqlSupportedUnions,
+    SqlTransactionIsolationLevel, SupportedSqlGrammar,
+};
+
+use crate::error::{Error, Result};
+use crate::flight::status::from_decoder;
+
+static SQL_INFO: LazyLock<Result<SqlInfoData, FlightError>> = LazyLock::new(|| {
+    let mut infos = SqlInfoDataBuilder::new();
+    server(&mut infos);
+    words(&mut infos);
+    abilities(&mut infos);
+    levels(&mut infos);
+    limits(&mut infos);
+    infos.build()
+});
+
+/// The answers to the ids asked for, or to all when none is.
+pub(super) fn sql_info(command: CommandGetSqlInfo) -> Result<RecordBatch> {
+    let infos = SQL_INFO.as_ref().map_err(|error| Error::internal(error.to_string()))?;
+    command.into_builder(infos).build().map_err(from_decoder)
+}
+
+fn server(infos: &mut SqlInfoDataBuilder) {
+    infos.append(SqlInfo::FlightSqlServerName, "Fletching");
+    infos.append(SqlInfo::FlightSqlServerVersion, env!("CARGO_PKG_VERSION"));
+    infos.append(SqlInfo::FlightSqlServerArrowVersion, "1.3");
+    infos.append(SqlInfo::FlightSqlServerReadOnly, false);
+    infos.append(SqlInfo::FlightSqlServerSql, true);
+    infos.append(SqlInfo::FlightSqlServerSubstrait, false);
+    infos.append(SqlInfo::FlightSqlServerTransaction, SqlSupportedTransaction::None as i32);
+    infos.append(SqlInfo::FlightSqlServerCancel, true);
+    infos.append(SqlInfo::FlightSqlServerBulkIngestion, true);
+    infos.append(SqlInfo::FlightSqlServerIngestTransactionsSupported, false);
+    // 0 is no timeout.
+    infos.append(SqlInfo::FlightSqlServerStatementTimeout, 0);
+    infos.append(SqlInfo::FlightSqlServerTransactionTimeout, 0);
+}
+
+fn words(infos: &mut SqlInfoDataBuilder) {
+    infos.append(SqlInfo::SqlIdentifierQuoteChar, "\"");
+    infos.append(SqlInfo::SqlSearchStringEscape, "\\");
+    infos.append(SqlInfo::SqlExtraNameCharacters, "");
+    infos.append(SqlInfo::SqlSchemaTerm, "schema");
+    infos.append(SqlInfo::SqlProcedureTerm, "procedure");
+    infos.append(SqlInfo::SqlCatalogTerm, "catalog");
+    infos.append(
+        SqlInfo::SqlKeywords,
+        &["ASOF", "ENTITY", "EVENT", "FEATURE", "GROUP", "LATEST", "MATCH_CONDITION", "TTL"][..],
+    );
+    infos.append(
+        SqlInfo::SqlNumericFunctions,
+        &[
+            "ABS", "CEIL", "EXP", "FLOOR", "LN", "LOG", "LOG10", "PI", "POWER", "ROUND", "SIGN", "SQRT",
+            "TRUNC",
+        ][..],
+    );
+    infos.append(
+        SqlInfo::SqlStringFunctions,
+        &[
+            "CHAR_LENGTH",
+            "CONCAT",
+            "LEFT",
+            "LOWER",
+            "LTRIM",
+            "REPLACE",
+            "RIGHT",
+            "RTRIM",
+            "SUBSTR",
+            "TRIM",
+            "UPPER",
+        ][..],
+    );
+    infos.append(SqlInfo::SqlSystemFunctions, &["COALESCE", "NULLIF", "VERSION"][..]);
+    infos.append(
+        SqlInfo::SqlDatetimeFunctions,
+        &["CURRENT_DATE", "CURRENT_TIME", "DATE_BIN", "DATE_PART", "DATE_TRUNC", "NOW", "TO_TIMESTAMP"][..],
+    );
+}
+
+fn abilities(infos: &mut SqlInfoDataBuilder) {
+    let yes = [
+        SqlInfo::SqlAllTablesAreSelectable,
+        SqlInfo::SqlSupportsColumnAliasing,
+        SqlInfo::SqlNullPlusNullIsNull,
+        SqlInfo::SqlSupportsTableCorrelationNames,
+        SqlInfo::SqlSupportsExpressionsInOrderBy,
+        SqlInfo::SqlSupportsOrderByUnrelated,
+        SqlInfo::SqlSupportsLikeEscapeClause,
+        SqlInfo::SqlSupportsNonNullableColumns,
+        SqlInfo::SqlCatalogAtStart,
+        SqlInfo::SqlCorrelatedSubqueriesSupported,
+        SqlInfo::SqlBatchUpdatesSupported,
+        SqlInfo::SqlDdlTable,
+    ];
+    let no = [
+        SqlInfo::SqlDdlCatalog,
+        SqlInfo::SqlDdlSchema,
+        SqlInfo::SqlSupportsDifferentTableCorrelationNames,
+        SqlInfo::SqlSupportsIntegrityEnhancementFacility,
+        SqlInfo::SqlSelectForUpdateSupported,
+        SqlInfo::SqlStoredProceduresSupported,
+        SqlInfo::SqlMaxRowSizeIncludesBlobs,
+        SqlInfo::SqlTransactionsSupported,
+        SqlInfo::SqlDataDefinitionCausesTransactionCommit,
+        SqlInfo::SqlDataDefinitionsInTransactionsIgnored,
+        SqlInfo::SqlSavepointsSupported,
+        SqlInfo::SqlNamedParametersSupported,
+        SqlInfo::SqlLocatorsUpdateCopy,
+        SqlInfo::SqlStoredFunctionsUsingCallSyntaxSupported,
+    ];
+    for (ids, answer) in [(&yes[..], true), (&no[..], false)] {
+        for id in ids {
+            infos.append(*id, answer);
+        }
+    }
+}
+
+/// Bits by their ordinal.
+fn bits(ordinals: &[i32]) -> i32 {
+    ordinals.iter().fold(0, |bits, ordinal| bits | 1 << ordinal)
+}
+
+fn levels(infos: &mut SqlInfoDataBuilder) {
+    use SqlSupportedSubqueries as Subqueries;
+    let everywhere = bits(&[
+        SqlSupportedElementActions::SqlElementInProcedureCalls as i32,
+        SqlSupportedElementActions::SqlElementInIndexDefinitions as i32,
+        SqlSupportedElementActions::SqlElementInPrivilegeDefinitions as i32,
+    ]);
+    let values = [
+        (SqlInfo::SqlIdentifierCase, SqlSupportedCaseSensitivity::SqlCaseSensitivityLowercase as i32),
+        (
+            SqlInfo::SqlQuotedIdentifierCase,
+            SqlSupportedCaseSensitivity::SqlCaseSensitivityCaseInsensitive as i32,
+        ),
+        (SqlInfo::SqlNullOrdering, SqlNullOrdering::SqlNullsSortedHigh as i32),
+        (
+            SqlInfo::SqlSupportedGroupBy,
+            bits(&[
+                SqlSupportedGroupBy::SqlGroupByUnrelated as i32,
+                SqlSupportedGroupBy::SqlGroupByBeyondSelect as i32,
+            ]),
+        ),
+        (
+            SqlInfo::SqlSupportedGrammar,
+            bits(&[
+                SupportedSqlGrammar::SqlMinimumGrammar as i32,
+                SupportedSqlGrammar::SqlCoreGrammar as i32,
+            ]),
+        ),
+        (SqlInfo::SqlAnsi92SupportedLevel, bits(&[0])),
+        (SqlInfo::SqlOuterJoinsSupportLevel, SqlOuterJoinsSupportLevel::SqlFullOuterJoins as i32),
+        (SqlInfo::SqlSchemasSupportedActions, everywhere),
+        (SqlInfo::SqlCatalogsSupportedActions, everywhere),
+        (SqlInfo::SqlSupportedPositionedCommands, 0),
+        (
+            SqlInfo::SqlSupportedSubqueries,
+            bits(&[
+                Subqueries::SqlSubqueriesInComparisons as i32,
+                Subqueries::SqlSubqueriesInExists as i32,
+                Subqueries::SqlSubqueriesInIns as i32,
+            ]),
+        ),
+        (
+            SqlInfo::SqlSupportedUnions,
+            bits(&[SqlSupportedUnions::SqlUnion as i32, SqlSupportedUnions::SqlUnionAll as i32]),
+        ),
+        (SqlInfo::SqlDefaultTransactionIsolation, SqlTransactionIsolationLevel::SqlTransactionNone as i32),
+        (
+            SqlInfo::SqlSupportedTransactionsIsolationLevels,
+            bits(&[SqlTransactionIsolationLevel::SqlTransactionNone as i32]),
+        ),
+        (
+            SqlInfo::SqlSupportedResultSetTypes,
+            bits(&[SqlSupportedResultSetType::SqlResultSetTypeForwardOnly as i32]),
+        ),
+        (
+            SqlInfo::SqlSupportedConcurrenciesForResultSetForwardOnly,
+            bits(&[SqlSupportedResultSetConcurrency::SqlResultSetConcurrencyReadOnly as i32]),
+        ),
+        (SqlInfo::SqlSupportedConcurrenciesForResultSetScrollSensitive, 0),
+        (SqlInfo::SqlSupportedConcurrenciesForResultSetScrollInsensitive, 0),
+    ];
+    for (id, value) in values {
+        infos.append(id, value);
+    }
+    infos.append(SqlInfo::SqlSupportsConvert, BTreeMap::<i32, Vec<i32>>::new());
+}
+
+/// 0 is no limit, or none that is known.
+fn limits(infos: &mut SqlInfoDataBuilder) {
+    for id in [
+        SqlInfo::SqlMaxBinaryLiteralLength,
+        SqlInfo::SqlMaxCharLiteralLength,
+        SqlInfo::SqlMaxColumnNameLength,
+        SqlInfo::SqlMaxColumnsInGroupBy,
+        SqlInfo::SqlMaxColumnsInIndex,
+        SqlInfo::SqlMaxColumnsInOrderBy,
+        SqlInfo::SqlMaxColumnsInSelect,
+        SqlInfo::SqlMaxColumnsInTable,
+        SqlInfo::SqlMaxConnections,
+        SqlInfo::SqlMaxCursorNameLength,
+        SqlInfo::SqlMaxIndexLength,
+        SqlInfo::SqlDbSchemaNameLength,
+        SqlInfo::SqlMaxProcedureNameLength,
+        SqlInfo::SqlMaxCatalogNameLength,
+        SqlInfo::SqlMaxRowSize,
+        SqlInfo::SqlMaxStatementLength,
+        SqlInfo::SqlMaxStatements,
+        SqlInfo::SqlMaxTableNameLength,
+        SqlInfo::SqlMaxTablesInSelect,
+        SqlInfo::SqlMaxUsernameLength,
+    ] {
+        infos.append(id, 0_i64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use arrow::array::{Array, AsArray};
+    use arrow::datatypes::{Int32Type, UInt32Type};
+
+    #[test]
+    fn no_ids_ask_for_everything() {
+        let all = sql_info(CommandGetSqlInfo { info: vec![] }).unwrap();
+        let ids = all.column(0).as_primitive::<UInt32Type>();
+        assert!(ids.len() > 60 && ids.null_count() == 0, "{}", ids.len());
+        let unknown = sql_info(CommandGetSqlInfo { info: vec![9_999] }).unwrap();
+        assert_eq!(unknown.num_rows(), 0);
+    }
+
+    #[test]
+    fn adbc_finds_the_transaction_support_in_the_int32_arm() {
+        let info = vec![SqlInfo::FlightSqlServerTransaction as u32];
+        let batch = sql_info(CommandGetSqlInfo { info }).unwrap();
+        let value = batch.column(1).as_union();
+        assert_eq!((batch.num_rows(), value.type_id(0)), (1, 3));
+        assert_eq!(value.value(0).as_primitive::<Int32Type>().value(0), SqlSupportedTransaction::None as i32);
+    }
+}

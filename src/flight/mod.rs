@@ -1,0 +1,18 @@
+//! The door: Arrow Flight SQL over gRPC. No other room of the server names tonic or arrow_flight.
+
+mod actions;
+mod commands;
+mod door;
+mod drain;
+mod handle;
+mod listener;
+mod metadata;
+mod put;
+mod query;
+mod running;
+mod service;
+mod sessions;
+mod status;
+mod stream;
+
+pub(crate) use door::{Door, DoorLimits};

@@ -1,0 +1,218 @@
+//! The calls of Arrow Flight: each finds its session, is let in by the door, and goes to whom it concerns.
+
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use arrow_flight::flight_service_server::FlightService;
+use arrow_flight::{
+    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo, HandshakeRequest,
+    HandshakeResponse, PollInfo, PutResult, SchemaResult, Ticket as FlightTicket,
+};
+use futures::stream::{self, StreamExt};
+use tonic::{Request as Call, Response, Status, Streaming, async_trait};
+
+use super::actions::{self, Known};
+use super::commands::Request;
+use super::drain::{Drain, InFlight};
+use super::handle::Ticket;
+use super::listener::ConnectionId;
+use super::metadata;
+use super::put;
+use super::query;
+use super::running::Running;
+use super::sessions::Sessions;
+use super::stream::{Answers, Stoppable};
+use crate::error::{Error, Result};
+use crate::sql::Session;
+
+/// Flight SQL, answered by the sessions of one engine.
+pub(super) struct Service {
+    pub(super) sessions: Arc<Sessions>,
+    pub(super) drain: Arc<Drain>,
+    pub(super) running: Arc<Running>,
+}
+
+impl Service {
+    /// The session of a call and its place among the calls in flight.
+    fn enter<T>(&self, call: &Call<T>, begins_work: bool) -> Result<(Arc<Session>, InFlight)> {
+        let in_flight = self.drain.enter(begins_work)?;
+        let connection = call.extensions().get::<ConnectionId>().copied();
+        let connection =
+            connection.ok_or_else(|| Error::internal("a call without a connection: the listener sets it"))?;
+        Ok((self.sessions.of(connection, call.metadata())?, in_flight))
+    }
+
+    /// Runs to the end unless the door closes on it first.
+    async fn until_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            done = work => done,
+            stopped = self.drain.stopped() => Err(stopped),
+        }
+    }
+
+    async fn info(&self, call: Call<FlightDescriptor>) -> Result<FlightInfo> {
+        let request = Request::of_descriptor(call.get_ref())?;
+        let (session, _in_flight) = self.enter(&call, !matches!(request, Request::Metadata(_)))?;
+        let descriptor = call.into_inner();
+        self.until_stopped(async {
+            match request {
+                Request::Query(statement) | Request::Prepared(statement) => {
+                    query::flight_info(&session, statement, descriptor).await
+                }
+                Request::Metadata(request) => {
+                    let ticket = descriptor.cmd.clone();
+                    let answer = metadata::answer(&session, request).await?;
+                    query::info(answer.schema_ref(), ticket, descriptor, -1)
+                }
+                Request::Update(_) | Request::PreparedUpdate(_) | Request::Ingest(_) => {
+                    Err(Error::invalid("this command changes something; send it through DoPut"))
+                }
+                Request::Ticket(_) => Err(Error::invalid("a ticket is fetched through DoGet")),
+            }
+        })
+        .await
+    }
+
+    async fn schema(&self, call: Call<FlightDescriptor>) -> Result<SchemaResult> {
+        let (session, _in_flight) = self.enter(&call, false)?;
+        let schema: SchemaRef = self
+            .until_stopped(async {
+                match Request::of_descriptor(call.get_ref())? {
+                    Request::Query(statement)
+                    | Request::Prepared(statement)
+                    | Request::Update(statement)
+                    | Request::PreparedUpdate(statement) => query::schema(&session, &statement).await,
+                    Request::Metadata(request) => Ok(metadata::answer(&session, request).await?.schema()),
+                    Request::Ingest(_) | Request::Ticket(_) => {
+                        Err(Error::invalid("this command has no result schema"))
+                    }
+                }
+            })
+            .await?;
+        Ok(SchemaResult { schema: query::schema_bytes(&schema)? })
+    }
+
+    async fn fetch(&self, call: Call<FlightTicket>) -> Result<Answers<FlightData>> {
+        let (session, in_flight) = self.enter(&call, false)?;
+        let (answers, query_id) = self
+            .until_stopped(async {
+                match Request::of_command(&call.get_ref().ticket)? {
+                    Request::Ticket(ticket) => {
+                        let query_id = match &ticket {
+                            Ticket::Query { id, .. } => Some(*id),
+                            Ticket::Done => None,
+                        };
+                        Ok((query::fetch(&session, ticket).await?, query_id))
+                    }
+                    Request::Metadata(request) => {
+                        Ok((query::fetch_batch(metadata::answer(&session, request).await?), None))
+                    }
+                    Request::Query(_)
+                    | Request::Prepared(_)
+                    | Request::Update(_)
+                    | Request::PreparedUpdate(_)
+                    | Request::Ingest(_) => {
+                        Err(Error::invalid("this is no ticket; ask GetFlightInfo for one"))
+                    }
+                }
+            })
+            .await?;
+        let fetch = query_id.map(|id| self.running.enter(id));
+        let (fetch, cancelled) =
+            fetch.map_or((None, None), |(fetch, cancelled)| (Some(fetch), Some(cancelled)));
+        let drain = Arc::clone(&self.drain);
+        let stop = async move {
+            let cancelled = async {
+                let heard = match cancelled {
+                    Some(cancelled) => cancelled.await.is_ok(),
+                    None => false,
+                };
+                if !heard {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                stopped = drain.stopped() => stopped,
+                () = cancelled => Error::cancelled("the query was cancelled"),
+            }
+        };
+        Ok(Stoppable::new(answers, Box::pin(stop), (session, in_flight, fetch)).boxed())
+    }
+
+    async fn put(&self, call: Call<Streaming<FlightData>>) -> Result<PutResult> {
+        let (session, _in_flight) = self.enter(&call, true)?;
+        self.until_stopped(put::put(&session, call.into_inner())).await
+    }
+
+    async fn act(&self, call: Call<Action>) -> Result<Answers<arrow_flight::Result>> {
+        let known = Known::of(call.get_ref())?;
+        let (session, _in_flight) = self.enter(&call, known.begins_work())?;
+        let body =
+            self.until_stopped(actions::perform(known, &session, &self.running, call.into_inner())).await?;
+        Ok(stream::iter(body.map(|body| Ok(arrow_flight::Result { body }))).boxed())
+    }
+}
+
+fn one<T: Send + 'static>(answer: T) -> Answers<T> {
+    stream::iter([Ok(answer)]).boxed()
+}
+
+#[async_trait]
+impl FlightService for Service {
+    type HandshakeStream = Answers<HandshakeResponse>;
+    type ListFlightsStream = Answers<FlightInfo>;
+    type DoGetStream = Answers<FlightData>;
+    type DoPutStream = Answers<PutResult>;
+    type DoExchangeStream = Answers<FlightData>;
+    type DoActionStream = Answers<arrow_flight::Result>;
+    type ListActionsStream = Answers<ActionType>;
+
+    /// Clients with a user name greet first. This version authenticates nobody, so everybody is welcome.
+    async fn handshake(
+        &self,
+        _: Call<Streaming<HandshakeRequest>>,
+    ) -> Result<Response<Self::HandshakeStream>, Status> {
+        Ok(Response::new(one(HandshakeResponse::default())))
+    }
+
+    async fn list_flights(&self, _: Call<Criteria>) -> Result<Response<Self::ListFlightsStream>, Status> {
+        Err(Error::unsupported("there are no named flights; ask for tables with CommandGetTables").into())
+    }
+
+    async fn get_flight_info(&self, call: Call<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
+        Ok(Response::new(self.info(call).await?))
+    }
+
+    /// Results are ready to be fetched as soon as they are described, so the first poll is the last.
+    async fn poll_flight_info(&self, call: Call<FlightDescriptor>) -> Result<Response<PollInfo>, Status> {
+        let info = self.info(call).await?;
+        Ok(Response::new(PollInfo { info: Some(info), progress: Some(1.0), ..PollInfo::default() }))
+    }
+
+    async fn get_schema(&self, call: Call<FlightDescriptor>) -> Result<Response<SchemaResult>, Status> {
+        Ok(Response::new(self.schema(call).await?))
+    }
+
+    async fn do_get(&self, call: Call<FlightTicket>) -> Result<Response<Self::DoGetStream>, Status> {
+        Ok(Response::new(self.fetch(call).await?))
+    }
+
+    async fn do_put(&self, call: Call<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
+        Ok(Response::new(one(self.put(call).await?)))
+    }
+
+    async fn do_exchange(
+        &self,
+        _: Call<Streaming<FlightData>>,
+    ) -> Result<Response<Self::DoExchangeStream>, Status> {
+        Err(Error::unsupported("DoExchange is not supported; use DoGet and DoPut").into())
+    }
+
+    async fn do_action(&self, call: Call<Action>) -> Result<Response<Self::DoActionStream>, Status> {
+        Ok(Response::new(self.act(call).await?))
+    }
+
+    async fn list_actions(&self, _: Call<Empty>) -> Result<Response<Self::ListActionsStream>, Status> {
+        Ok(Response::new(stream::iter(actions::list().into_iter().map(Ok)).boxed()))
+    }
+}

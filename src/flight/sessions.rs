@@ -1,0 +1,139 @@
+//! Which session a call belongs to: the one its cookie names, or else its connection's.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tonic::metadata::MetadataMap;
+
+use super::listener::ConnectionId;
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::sql::{Engine, Session};
+
+/// The cookie's name in the Flight SQL specification.
+const COOKIE: &str = "arrow_flight_session_id";
+const COOKIE_BYTES_MAX: usize = 128;
+
+/// Every session of the server. A connection's session ends with the connection, a cookie's by lying idle.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    engine: Arc<Engine>,
+    clock: Arc<dyn Clock>,
+    by_cookie_max: usize,
+    idle_timeout_us: i64,
+    open: Mutex<Open>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    /// `None` until the connection's first call.
+    by_connection: HashMap<ConnectionId, Option<Arc<Session>>>,
+    by_cookie: HashMap<String, Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    session: Arc<Session>,
+    used_us: i64,
+}
+
+impl Sessions {
+    pub(super) fn new(
+        engine: Arc<Engine>,
+        clock: Arc<dyn Clock>,
+        by_cookie_max: usize,
+        idle_timeout: Duration,
+    ) -> Self {
+        let idle_timeout_us = i64::try_from(idle_timeout.as_micros()).unwrap_or(i64::MAX);
+        Self { engine, clock, by_cookie_max, idle_timeout_us, open: Mutex::default() }
+    }
+
+    /// A connection came: from now on its calls share a session.
+    pub(super) fn connected(&self, connection: ConnectionId) {
+        self.open.lock().by_connection.insert(connection, None);
+    }
+
+    /// A connection went, and with it its session, as soon as no call uses it any more.
+    pub(super) fn disconnected(&self, connection: ConnectionId) {
+        let session = self.open.lock().by_connection.remove(&connection);
+        drop(session); // outside the lock: temporary tables may take a while to free
+    }
+
+    /// The session of a call.
+    pub(super) fn of(&self, connection: ConnectionId, headers: &MetadataMap) -> Result<Arc<Session>> {
+        match cookie(headers) {
+            Some(id) => self.by_cookie(id),
+            None => Ok(self.by_connection(connection)),
+        }
+    }
+
+    fn by_connection(&self, connection: ConnectionId) -> Arc<Session> {
+        let mut open = self.open.lock();
+        match open.by_connection.get_mut(&connection) {
+            Some(session) => Arc::clone(session.get_or_insert_with(|| self.engine.session())),
+            // The connection went while its call was on the way: nothing to share, nothing to keep.
+            None => self.engine.session(),
+        }
+    }
+
+    fn by_cookie(&self, id: &str) -> Result<Arc<Session>> {
+        if id.is_empty() || id.len() > COOKIE_BYTES_MAX || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Error::invalid(format!(
+                "the cookie {COOKIE} must be 1 to {COOKIE_BYTES_MAX} visible ASCII characters"
+            )));
+        }
+        let now_us = self.clock.now_us();
+        let mut open = self.open.lock();
+        // A session in use has another owner, and does not lie idle however long its query runs.
+        open.by_cookie.retain(|_, kept| {
+            Arc::strong_count(&kept.session) > 1
+                || now_us.saturating_sub(kept.used_us) <= self.idle_timeout_us
+        });
+        if let Some(kept) = open.by_cookie.get_mut(id) {
+            kept.used_us = now_us;
+            return Ok(Arc::clone(&kept.session));
+        }
+        if open.by_cookie.len() >= self.by_cookie_max {
+            return Err(Error::exhausted(format!(
+                "{} sessions are kept by cookie, and sessions_max allows no more; retry later or send no cookie",
+                open.by_cookie.len()
+            )));
+        }
+        let session = self.engine.session();
+        open.by_cookie.insert(id.to_owned(), Kept { session: Arc::clone(&session), used_us: now_us });
+        Ok(session)
+    }
+}
+
+/// The session id among the cookies of a call.
+fn cookie(headers: &MetadataMap) -> Option<&str> {
+    headers
+        .get_all("cookie")
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|line| line.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='))
+        .find_map(|(name, value)| (name == COOKIE).then(|| value.trim_matches('"')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_session_cookie_is_found_among_others() {
+        for (line, expected) in [
+            ("arrow_flight_session_id=abc", Some("abc")),
+            ("a=b; arrow_flight_session_id=\"abc\"; c=d", Some("abc")),
+            ("a=b;arrow_flight_session_id=", Some("")),
+            ("not_arrow_flight_session_id=abc", None),
+            ("", None),
+        ] {
+            let mut headers = MetadataMap::new();
+            headers.insert("cookie", line.parse().unwrap());
+            assert_eq!(cookie(&headers), expected, "{line}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! A server from start to stop.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::upkeep::Upkeep;
+use super::{logging, open_engine};
+use crate::clock::{Clock, SystemClock};
+use crate::config::Settings;
+use crate::error::{Error, Result};
+use crate::flight::{Door, DoorLimits};
+use crate::sql::Engine;
+
+/// A server that runs.
+#[derive(Debug)]
+pub struct Server {
+    local_addr: SocketAddr,
+    engine: Arc<Engine>,
+    door: Door,
+    drain_timeout: Duration,
+    upkeep: Upkeep,
+}
+
+impl Server {
+    /// Takes the port, opens the stores and serves.
+    ///
+    /// # Errors
+    /// `Unavailable` when the port is taken, the data directory cannot be written or a store does not answer.
+    pub async fn start(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self> {
+        let listener = TcpListener::bind(settings.listen).await.map_err(|error| {
+            Error::unavailable(format!(
+                "cannot listen on {}: {error}; choose another address with --listen",
+                settings.listen
+            ))
+        })?;
+        let local_addr = listener.local_addr().map_err(|error| Error::unavailable(error.to_string()))?;
+        require_writable(&settings.data_dir)?;
+        let engine = open_engine(&settings, Arc::clone(&clock)).await?;
+        let limits = DoorLimits {
+            connections_max: settings.limits.connections_max,
+            streams_per_connection_max: settings.limits.streams_per_connection_max,
+            message_bytes_max: settings.limits.message_bytes_max,
+            sessions_max: settings.limits.sessions_max,
+            session_idle_timeout: settings.limits.session_idle_timeout,
+        };
+        let door = Door::open(listener, Arc::clone(&engine), clock, &limits);
+        let upkeep = Upkeep::start(Arc::clone(&engine));
+        Ok(Self { local_addr, engine, door, drain_timeout: settings.drain_timeout, upkeep })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// What it serves.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Stops: refuses what is new, lets what runs finish for up to the drain timeout.
+    pub async fn shutdown(self) -> Result<()> {
+        let closed = self.door.close(self.drain_timeout).await;
+        drop(self.upkeep);
+        closed
+    }
+}
+
+/// `fletching serve`: serves until SIGTERM or SIGINT, then drains; a second signal ends it at once.
+pub async fn serve(settings: Settings) -> Result<()> {
+    logging::install(&settings)?;
+    let unhandled = |error: io::Error| Error::internal(format!("cannot handle signals: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(unhandled)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(unhandled)?;
+    let server = Server::start(settings.clone(), Arc::new(SystemClock)).await?;
+    // Nobody may be reading; that is no reason not to serve.
+    let _ = io::stdout().write_all(greeting(&settings, server.local_addr()).as_bytes());
+    let _ = io::stdout().flush();
+    tracing::info!(listen = %server.local_addr(), online = %settings.online, "serving");
+    let mut next_signal = async || {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    };
+    let cause = next_signal().await;
+    tracing::info!(cause, drain_timeout = ?settings.drain_timeout, "draining");
+    tokio::select! {
+        stopped = server.shutdown() => stopped?,
+        again = next_signal() => return Err(Error::cancelled(format!("{again} while draining: stopped at once"))),
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// What is served, where, and how to connect.
+fn greeting(settings: &Settings, address: SocketAddr) -> String {
+    let mut text = String::new();
+    let version = env!("CARGO_PKG_VERSION");
+    let url = format!("grpc://{address}");
+    // Writing to a String does not fail.
+    let _ = writeln!(text, "Fletching {version} serves Arrow Flight SQL at {url}");
+    let _ = writeln!(text, "  history  {}", settings.warehouse.display());
+    let _ = writeln!(text, "  latest   {}", settings.online);
+    let _ = writeln!(text, "  python   adbc_driver_flightsql.dbapi.connect(\"{url}\")");
+    let _ = writeln!(text, "  jdbc     jdbc:arrow-flight-sql://{address}?useEncryption=false");
+    let _ = writeln!(text, "  shell    fletching sql --url {url}");
+    text
+}
+
+fn require_writable(directory: &Path) -> Result<()> {
+    let attempt = || {
+        fs::create_dir_all(directory)?;
+        let probe = directory.join(".fletching-write-probe");
+        fs::write(&probe, b"")?;
+        fs::remove_file(probe)
+    };
+    attempt().map_err(|error| {
+        Error::unavailable(format!(
+            "cannot write to the data directory {}: {error}; name another with --data-dir",
+            directory.display()
+        ))
+    })
+}

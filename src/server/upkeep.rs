@@ -1,0 +1,38 @@
+//! What the server does by itself, beside answering.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::sql::Engine;
+
+/// How long a feature group waits whose online view was left behind because its store did not answer.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Runs until it is dropped.
+#[derive(Debug)]
+pub(super) struct Upkeep(JoinHandle<()>);
+
+impl Drop for Upkeep {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Upkeep {
+    pub(super) fn start(engine: Arc<Engine>) -> Self {
+        Self(tokio::spawn(async move {
+            let mut ticks = interval(RETRY_INTERVAL);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                let behind = engine.retry_behind().await;
+                if behind > 0 {
+                    tracing::warn!(behind, "feature groups are behind online; retrying");
+                }
+            }
+        }))
+    }
+}
