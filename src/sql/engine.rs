@@ -106,6 +106,8 @@ impl Engine {
         // One string type everywhere: what is stored, computed and sent.
         options.sql_parser.map_string_types_to_utf8view = false;
         options.execution.parquet.schema_force_view_types = false;
+        // TIMESTAMP WITH TIME ZONE is an instant, shown in UTC.
+        options.execution.time_zone = Some("UTC".to_owned());
         // A join on (a, b) must not take an input hashed on (a) alone for its partner of an input hashed
         // on (a, b): see exec::asof on co-partitioning.
         options.optimizer.subset_repartition_threshold = usize::MAX;

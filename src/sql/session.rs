@@ -12,7 +12,7 @@ use datafusion::datasource::provider_as_source;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::SessionState;
 use datafusion::execution::context::SessionContext;
-use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder, WriteOp};
+use datafusion::logical_expr::{DdlStatement, LogicalPlan, LogicalPlanBuilder, WriteOp};
 use datafusion::physical_plan::execute_stream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::sql::sqlparser::ast::ObjectName;
@@ -195,8 +195,12 @@ impl Session {
 
     async fn plan(&self, state: &SessionState, sql: &str) -> Result<Planned> {
         match statement::parse(sql)? {
-            Statement::DataFusion(statement) => {
-                let plan = state.statement_to_plan(*statement).await?;
+            Statement::DataFusion(mut statement) => {
+                let temporary = statement::take_temporary(&mut statement);
+                let mut plan = state.statement_to_plan(*statement).await?;
+                if temporary && let LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) = &mut plan {
+                    create.temporary = true;
+                }
                 Ok(if is_update(&plan) { Planned::Update(plan) } else { Planned::Query(plan) })
             }
             Statement::CreateFeatureGroup(create) => Ok(Planned::CreateFeatureGroup(create)),

@@ -6,7 +6,7 @@
 //! ```
 
 use datafusion::sql::parser::{DFParser, DFParserBuilder, Statement as DataFusionStatement};
-use datafusion::sql::sqlparser::ast::{ColumnDef, Ident, ObjectName, SqlOption};
+use datafusion::sql::sqlparser::ast::{ColumnDef, Ident, ObjectName, SqlOption, Statement as SqlStatement};
 use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect};
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
@@ -173,6 +173,17 @@ fn create_feature_group(parser: &mut Parser<'_>) -> Result<Statement, ParserErro
         } else {
             return Ok(Statement::CreateFeatureGroup(Box::new(create)));
         }
+    }
+}
+
+/// Takes the TEMPORARY out of CREATE TABLE, which DataFusion's planner refuses though its plan can say it.
+pub(super) fn take_temporary(statement: &mut DataFusionStatement) -> bool {
+    match statement {
+        DataFusionStatement::Statement(statement) => match statement.as_mut() {
+            SqlStatement::CreateTable(create) => std::mem::take(&mut create.temporary),
+            _ => false,
+        },
+        _ => false,
     }
 }
 
