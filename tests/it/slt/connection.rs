@@ -1,4 +1,4 @@
-//! What a file's statements talk to: an engine or a server on a data directory of their own, and sessions on it.
+//! What a file's statements talk to: a server on a data directory of its own, by sessions of its engine or by the wire.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use chrono::DateTime;
 use fletching::clock::ManualClock;
 use fletching::error::{Error, ErrorKind};
-use fletching::sql::{Engine, Session, StatementKind};
+use fletching::{Server, Session, StatementKind};
 use futures::TryStreamExt;
 use sqllogictest::{AsyncDB, DBOutput};
 use tempfile::TempDir;
@@ -87,18 +87,13 @@ impl From<arrow::error::ArrowError> for Failure {
 
 type Outcome<T> = Result<T, Failure>;
 
-enum Running {
-    Engine(Arc<Engine>),
-    Server(support::Server),
-}
-
 struct Current {
-    running: Option<Running>,
+    server: Option<Server>,
     /// Counts restarts: sessions of an earlier run are gone.
     run: u64,
 }
 
-/// An engine or a server, its clock and its data directory.
+/// A server, its clock and its data directory.
 pub(super) struct Node {
     way: Way,
     data: TempDir,
@@ -112,37 +107,35 @@ impl Node {
             way,
             data: tempfile::tempdir().unwrap(),
             clock: Arc::new(ManualClock::new(support::START_US)),
-            current: Mutex::new(Current { running: None, run: 0 }),
+            current: Mutex::new(Current { server: None, run: 0 }),
         };
         node.restart().await?;
         Ok(node)
     }
 
     pub(super) async fn stop(&self) {
-        if let Some(Running::Server(server)) = self.current.lock().await.running.take() {
-            server.shutdown().await;
+        if let Some(server) = self.current.lock().await.server.take() {
+            server.shutdown().await.expect("the server stops in time");
         }
     }
 
     async fn restart(&self) -> Outcome<()> {
         self.stop().await;
-        let clock = Arc::clone(&self.clock);
-        let running = match self.way {
-            Way::InProcess => Running::Engine(support::open_engine(self.data.path(), clock).await?),
-            Way::OverFlight => Running::Server(support::start_server(self.data.path(), clock).await?),
-        };
+        let server = support::start_server(self.data.path(), self.clock.clone()).await?;
         let mut current = self.current.lock().await;
-        current.running = Some(running);
+        current.server = Some(server);
         current.run += 1;
         Ok(())
     }
 
     async fn connect(&self) -> Outcome<(u64, Door)> {
         let current = self.current.lock().await;
-        let door = match current.running.as_ref() {
-            None => return Err(Failure("nothing runs".to_owned())),
-            Some(Running::Engine(engine)) => Door::Session(engine.session()),
-            Some(Running::Server(server)) => Door::Wire(support::connect(server).await),
+        let Some(server) = current.server.as_ref() else {
+            return Err(Failure("nothing runs".to_owned()));
+        };
+        let door = match self.way {
+            Way::InProcess => Door::Session(server.engine().session()),
+            Way::OverFlight => Door::Wire(support::connect(server).await),
         };
         Ok((current.run, door))
     }
@@ -170,7 +163,8 @@ impl Connection {
             self.door = None;
             return self.node.restart().await;
         }
-        let time = directive.strip_prefix("clock:").unwrap_or_else(|| panic!("no such directive: {directive}"));
+        let time =
+            directive.strip_prefix("clock:").unwrap_or_else(|| panic!("no such directive: {directive}"));
         let time = DateTime::parse_from_rfc3339(time.trim()).expect("-- clock: takes an RFC 3339 time");
         self.node.clock.set(time.timestamp_micros());
         Ok(())

@@ -72,8 +72,11 @@ fn cell(column: &dyn Array, row: usize, formatter: &ArrayFormatter<'_>) -> Resul
 
 /// At most 12 digits behind the point, so that the order of a sum does not show.
 fn float(value: f64) -> String {
-    if !value.is_finite() || value.abs() >= 1e15 || (value != 0.0 && value.abs() < 1e-6) {
+    if !value.is_finite() {
         return value.to_string();
+    }
+    if value.abs() >= 1e15 || (value != 0.0 && value.abs() < 1e-6) {
+        return format!("{value:e}");
     }
     let text = format!("{value:.12}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
@@ -102,7 +105,7 @@ fn expand(mut cells: Vec<String>, rows: &mut Vec<Vec<String>>) {
 fn values_are_shown_without_noise() {
     assert_eq!(float(0.1 + 0.2), "0.3");
     assert_eq!(float(-2.0), "-2");
-    assert_eq!(float(1e300), 1e300_f64.to_string());
+    assert_eq!(float(1e300), "1e300");
     assert_eq!(float(f64::NAN), "NaN");
     let mut rows = Vec::new();
     expand(vec!["plan".to_owned(), "Sort\n  Scan\n".to_owned()], &mut rows);
