@@ -1,4 +1,4 @@
-"""Every example under clients/python runs as it stands."""
+"""Every example under clients/ runs as it stands."""
 
 import os
 import subprocess
@@ -8,6 +8,8 @@ import pytest
 
 from support import ROOT
 
+JDBC = "flight-sql-jdbc-driver"
+JDBC_VERSION = "18.3.0"
 FOLDER = ROOT / "clients" / "python"
 SHOWS = {
     "with_pandas.py": ["42 2026-01-07", "3", "5"],
@@ -19,6 +21,7 @@ ELSEWHERE = {"quickstart.py": "test_quickstart.py"}
 
 def test_no_example_is_forgotten():
     assert {path.name for path in FOLDER.glob("*.py")} == set(SHOWS) | set(ELSEWHERE)
+    assert [path.name for path in (ROOT / "clients" / "java").iterdir()] == ["Example.java"]
 
 
 @pytest.mark.parametrize("name", SHOWS)
@@ -35,3 +38,28 @@ def test_example(server, name):
         assert done.returncode == 0, done.stderr
         for text in SHOWS[name]:
             assert text in done.stdout, done.stdout
+
+
+@pytest.fixture(scope="module")
+def jdbc_driver(tmp_path_factory):
+    """The stock driver, by Maven and its local repository."""
+    folder = tmp_path_factory.mktemp("jdbc")
+    plugin = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"
+    artifact = f"-Dartifact=org.apache.arrow:{JDBC}:{JDBC_VERSION}"
+    subprocess.run(["mvn", "-q", "-B", plugin, artifact, f"-DoutputDirectory={folder}"], check=True, timeout=600)
+    return folder / f"{JDBC}-{JDBC_VERSION}.jar"
+
+
+def test_java(server, jdbc_driver):
+    source = ROOT / "clients" / "java" / "Example.java"
+    done = subprocess.run(
+        ["java", "--add-opens=java.base/java.nio=ALL-UNNAMED", "-cp", jdbc_driver, source],
+        env={**os.environ, "FLETCHING_URL": server.url},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 is two" in done.stdout
+    assert "java_words is a TABLE" in done.stdout
