@@ -3,15 +3,20 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use datafusion::execution::SessionStateBuilder;
-use datafusion::execution::context::SessionContext;
+use async_trait::async_trait;
+use datafusion::execution::context::{QueryPlanner, SessionContext};
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{
     FairSpillPool, MemoryPool, TrackConsumersPool, UnboundedMemoryPool,
 };
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::execution::{SessionState, SessionStateBuilder};
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 use datafusion::prelude::SessionConfig;
 
+use super::asof::{self, AsofExtensionPlanner};
 use super::catalog::{Catalog, SessionCatalog};
 use super::session::Session;
 use crate::clock::Clock;
@@ -48,6 +53,22 @@ pub struct Engine {
     pub(super) ingest: Arc<Ingest>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) runtime: Arc<RuntimeEnv>,
+}
+
+/// DataFusion's physical planner, with the operators of [`crate::exec`].
+#[derive(Debug)]
+struct Planner;
+
+#[async_trait]
+impl QueryPlanner for Planner {
+    async fn create_physical_plan(
+        &self,
+        plan: &LogicalPlan,
+        state: &SessionState,
+    ) -> datafusion::common::Result<Arc<dyn ExecutionPlan>> {
+        let planners: Vec<Arc<dyn ExtensionPlanner + Send + Sync>> = vec![Arc::new(AsofExtensionPlanner)];
+        DefaultPhysicalPlanner::with_extension_planners(planners).create_physical_plan(plan, state).await
+    }
 }
 
 impl Engine {
@@ -108,13 +129,11 @@ impl Engine {
         options.execution.parquet.schema_force_view_types = false;
         // TIMESTAMP WITH TIME ZONE is an instant, shown in UTC.
         options.execution.time_zone = Some("UTC".to_owned());
-        // A join on (a, b) must not take an input hashed on (a) alone for its partner of an input hashed
-        // on (a, b): see exec::asof on co-partitioning.
-        options.optimizer.subset_repartition_threshold = usize::MAX;
         let builder = SessionStateBuilder::new()
             .with_config(config)
             .with_runtime_env(Arc::clone(&self.runtime))
-            .with_default_features();
-        SessionContext::new_with_state(builder.build())
+            .with_default_features()
+            .with_query_planner(Arc::new(Planner));
+        SessionContext::new_with_state(asof::install(builder).build())
     }
 }

@@ -12,6 +12,7 @@ use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer, TokenizerError};
 
+use super::asof;
 use crate::error::{Error, Result};
 
 static DIALECT: GenericDialect = GenericDialect {};
@@ -43,6 +44,7 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
     let dialect: &dyn Dialect = &DIALECT;
     let mut tokens = Tokenizer::new(dialect, sql).tokenize_with_location().map_err(unreadable)?;
     number_placeholders(&mut tokens)?;
+    let tokens = asof::rewrite_tokens(tokens)?;
 
     let words = leading_words(&tokens);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -71,8 +73,9 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
 fn datafusion_statement(parser: Parser<'static>) -> Result<Statement> {
     let mut datafusion: DFParser<'static> = DFParserBuilder::new("").with_dialect(&DIALECT).build()?;
     datafusion.parser = parser;
-    let statement = datafusion.parse_statement()?;
+    let mut statement = datafusion.parse_statement()?;
     end_of_statement(&mut datafusion.parser)?;
+    asof::rewrite_statement(&mut statement);
     Ok(Statement::DataFusion(Box::new(statement)))
 }
 

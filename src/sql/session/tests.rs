@@ -153,3 +153,26 @@ async fn two_writers_lose_nothing() {
     let sum = table(&engine.session(), "SELECT count(*) AS n, sum(id) AS s FROM t").await;
     assert!(sum.contains("| 8 | 28 |"), "{sum}");
 }
+
+#[tokio::test]
+async fn a_point_in_time_join_over_stored_tables() {
+    let dir = tempfile::tempdir().unwrap();
+    let session = engine(dir.path()).await.session();
+    session.update(GROUP, None).await.unwrap();
+    session
+        .update("INSERT INTO user_purchases VALUES (1, '2025-12-01', 3, 'books'), (1, '2025-12-05', 5, 'toys')", None)
+        .await
+        .unwrap();
+    session
+        .update("CREATE TEMP TABLE labels AS SELECT * FROM (VALUES (1, TIMESTAMP '2025-12-03'), (1, TIMESTAMP '2026-03-01'), (9, TIMESTAMP '2025-12-09')) AS l (user_id, ts)", None)
+        .await
+        .unwrap();
+    let join = "SELECT l.user_id, l.ts, f.purchase_count_7d, f.favorite_category FROM labels l \
+                ASOF JOIN user_purchases f MATCH_CONDITION (l.ts >= f.event_timestamp) ON l.user_id = f.user_id ORDER BY l.ts";
+    let rows = table(&session, join).await;
+    assert!(rows.contains("| 1       | 2025-12-03T00:00:00 | 3                 | books             |"), "{rows}");
+    assert!(rows.contains("| 1       | 2026-03-01T00:00:00 | 0                 |                   |"), "TTL: {rows}");
+    assert!(rows.contains("| 9       | 2025-12-09T00:00:00 | 0                 |                   |"), "DEFAULT: {rows}");
+    let explained = table(&session, &format!("EXPLAIN {join}")).await;
+    assert!(explained.contains("AsofJoinExec") && explained.contains("ttl"), "{explained}");
+}
