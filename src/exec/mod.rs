@@ -1,3 +1,9 @@
 //! Physical operators: what DataFusion lacks for point-in-time work.
 
 pub(crate) mod asof;
+mod lookup;
+
+pub(crate) use lookup::{
+    LatestScanExec, LookupExec, LookupNode, LookupOutput, LookupPlanner, LookupRequest, Missing, Output,
+    STATUS, latest_schema,
+};

@@ -54,7 +54,12 @@ impl OnlineStore for Faulty {
         self.store.drop_group(group).await
     }
 
-    async fn get(&self, group: &Arc<FeatureGroup>, keys: &[EntityKey], age: Option<Duration>) -> Result<Found> {
+    async fn get(
+        &self,
+        group: &Arc<FeatureGroup>,
+        keys: &[EntityKey],
+        age: Option<Duration>,
+    ) -> Result<Found> {
         self.store.get(group, keys, age).await
     }
 
@@ -99,7 +104,8 @@ async fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(1_000));
     let path = |name: &str| -> std::path::PathBuf { Path::new(dir.path()).join(name) };
-    let offline = OfflineStore::open(&path("catalog.db"), &path("warehouse"), Arc::clone(&clock)).await.unwrap();
+    let offline =
+        OfflineStore::open(&path("catalog.db"), &path("warehouse"), Arc::clone(&clock)).await.unwrap();
     let offline = Arc::new(offline);
     let backend = Backend::Embedded { path: path("online.redb") };
     let options = OnlineOptions { backend, timeout: Duration::from_secs(5), cache: None };
@@ -130,7 +136,8 @@ impl Fixture {
     }
 
     async fn served(&self, keys: Vec<i64>) -> Vec<bool> {
-        let Some(Object::FeatureGroup(group, _)) = self.ingest.registry.object(&self.name).await.unwrap() else {
+        let Some(Object::FeatureGroup(group, _)) = self.ingest.registry.object(&self.name).await.unwrap()
+        else {
             panic!("the group is gone")
         };
         let keys: Vec<EntityKey> = encode_keys(&[Arc::new(Int64Array::from(keys)) as ArrayRef])
@@ -169,7 +176,9 @@ async fn a_store_that_missed_writes_or_was_wiped_is_rebuilt() {
     fixture.ingest.catch_up_all().await.unwrap();
     assert_eq!(fixture.served(vec![1, 2]).await, [true, true], "as after a crash between the two stores");
 
-    let Some(Object::FeatureGroup(group, table)) = fixture.ingest.registry.object(&fixture.name).await.unwrap() else {
+    let Some(Object::FeatureGroup(group, table)) =
+        fixture.ingest.registry.object(&fixture.name).await.unwrap()
+    else {
         panic!("the group is gone")
     };
     fixture.online.drop_group(group.id).await.unwrap();

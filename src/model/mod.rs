@@ -7,5 +7,6 @@ mod packed;
 pub use feature_group::{Column, FeatureGroup, INGESTED_AT, SEQUENCE, TableName, system_fields};
 pub(crate) use key::{EntityKey, decode_keys, encode_keys};
 pub(crate) use packed::{
-    MAX_FUTURE_ROWS, RowEncoder, RowLayout, RowOrder, decode_features, merge, pick, push_row, select_rows,
+    MAX_FUTURE_ROWS, RowEncoder, RowLayout, RowOrder, StoredRow, decode_features, merge, pick, push_row,
+    select_rows,
 };

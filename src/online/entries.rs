@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use bytes::Bytes;
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use datafusion::arrow::datatypes::{DataType, Int64Type, TimeUnit, TimestampMicrosecondType};
+use datafusion::arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 
 use crate::error::{Error, Result};
 use crate::model::{
@@ -18,8 +18,8 @@ pub(super) fn entries_of(
     history: &RecordBatch,
     now_us: i64,
 ) -> Result<Vec<(EntityKey, Bytes)>> {
-    check_columns(group, history)?;
     let layout = RowLayout::new(group)?;
+    check_columns(group, history)?;
     let features: Vec<ArrayRef> = group.features().into_iter().map(|i| history.column(i).clone()).collect();
     let encoder = RowEncoder::new(&layout, &features)?;
     let key_columns: Vec<ArrayRef> = group.entity_key.iter().map(|&i| history.column(i).clone()).collect();
@@ -65,14 +65,6 @@ fn row_orders(group: &FeatureGroup, history: &RecordBatch) -> Vec<Option<RowOrde
 
 fn check_columns(group: &FeatureGroup, history: &RecordBatch) -> Result<()> {
     let (name, schema) = (&group.name, group.history_schema());
-    let event_time = schema.field(group.event_time);
-    if !matches!(event_time.data_type(), DataType::Timestamp(TimeUnit::Microsecond, _)) {
-        return Err(Error::unsupported(format!(
-            "event time '{}' of feature group '{name}' is {}: the online store keeps microseconds",
-            event_time.name(),
-            event_time.data_type()
-        )));
-    }
     let got = history.schema();
     let same = got.fields().len() == schema.fields().len()
         && got

@@ -9,6 +9,7 @@ mod definition;
 mod engine;
 mod feature_group_table;
 mod insert;
+mod latest;
 mod output;
 mod session;
 mod statement;

@@ -6,26 +6,29 @@ use super::builder::{ColumnBuilder, is_present, take, too_short};
 use super::{FORMAT, HEADER, ORDER, RowLayout};
 use crate::error::{Error, Result};
 
-/// One column per feature, one value per row; `None` gives NULLs.
+/// The columns of the features `wanted` (positions among the group's features), one value per row; `None` gives NULLs.
 ///
 /// # Errors
 /// `Corrupt`, saying what is wrong with the row, for bytes that were not written under `layout`. Never panics,
 /// whatever the bytes.
-pub(crate) fn decode_features(layout: &RowLayout, rows: &[Option<&[u8]>]) -> Result<Vec<ArrayRef>> {
+pub(crate) fn decode_features(
+    layout: &RowLayout,
+    rows: &[Option<&[u8]>],
+    wanted: &[usize],
+) -> Result<Vec<ArrayRef>> {
     for row in rows.iter().flatten() {
         check_header(layout, row)?;
     }
-    let mut columns = Vec::with_capacity(layout.features.len());
-    // Values of variable length start where the one before them ended, in each row.
-    let mut starts = vec![0usize; rows.len()];
-    for (i, slot) in layout.features.iter().enumerate() {
-        let mut column = ColumnBuilder::new(slot.field.data_type(), rows.len());
-        for (row, start) in rows.iter().zip(&mut starts) {
-            let Some(row) = row else {
-                column.append_null();
-                continue;
-            };
-            append_feature(layout, row, i, start, &mut column)?;
+    let mut columns = Vec::with_capacity(wanted.len());
+    for &feature in wanted {
+        let mut column = ColumnBuilder::new(layout.features[feature].field.data_type(), rows.len());
+        for row in rows {
+            match row {
+                Some(row) if is_present(&row[HEADER..], feature) => {
+                    append_feature(layout, row, feature, &mut column)?;
+                }
+                _ => column.append_null(),
+            }
         }
         columns.push(column.finish()?);
     }
@@ -49,28 +52,14 @@ fn check_header(layout: &RowLayout, row: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn append_feature(
-    layout: &RowLayout,
-    row: &[u8],
-    feature: usize,
-    start: &mut usize,
-    column: &mut ColumnBuilder,
-) -> Result<()> {
-    let present = is_present(&row[HEADER..], feature);
-    let mut slot = &row[layout.features[feature].offset..];
+fn append_feature(layout: &RowLayout, row: &[u8], feature: usize, column: &mut ColumnBuilder) -> Result<()> {
+    let slot = &layout.features[feature];
     if !column.is_variable() {
-        match present {
-            true => column.append_body(&mut slot)?,
-            false => column.append_null(),
-        }
-        return Ok(());
+        return column.append_body(&mut &row[slot.offset..]);
     }
-    let end = u32::from_le_bytes(take(&mut slot)?) as usize;
-    let value = row[layout.tail..].get(*start..end).ok_or_else(too_short)?;
-    *start = end;
-    match present {
-        true => column.append_tail(value)?,
-        false => column.append_null(),
-    }
-    Ok(())
+    let end_at =
+        |offset: usize| -> Result<usize> { Ok(u32::from_le_bytes(take(&mut &row[offset..])?) as usize) };
+    let start = slot.variable_before.map_or(Ok(0), end_at)?;
+    let value = row[layout.tail..].get(start..end_at(slot.offset)?).ok_or_else(too_short)?;
+    column.append_tail(value)
 }

@@ -45,7 +45,7 @@ use datafusion::arrow::datatypes::{DataType, FieldRef, TimeUnit};
 
 pub(crate) use decode::decode_features;
 pub(crate) use encode::RowEncoder;
-pub(crate) use entry::{MAX_FUTURE_ROWS, merge, pick, push_row, select_rows};
+pub(crate) use entry::{MAX_FUTURE_ROWS, StoredRow, merge, pick, push_row, select_rows};
 
 use crate::error::{Error, Result};
 use crate::model::FeatureGroup;
@@ -102,17 +102,29 @@ struct Slot {
     field: FieldRef,
     /// From the start of the row.
     offset: usize,
+    /// The offset of the last slot before it that points into the tail: this one's value starts where that one's ends.
+    variable_before: Option<usize>,
 }
 
 impl RowLayout {
     /// The layout of `group`'s rows.
     ///
     /// # Errors
-    /// `Unsupported` when a feature has a type that no row can hold.
+    /// `Unsupported` when a feature, or the event time, has a type that no row can hold.
     pub(crate) fn new(group: &FeatureGroup) -> Result<Self> {
+        let event_time = &group.columns[group.event_time].field;
+        if !matches!(event_time.data_type(), DataType::Timestamp(TimeUnit::Microsecond, _)) {
+            return Err(Error::unsupported(format!(
+                "event time '{}' of feature group '{}' is {}: the online store keeps microseconds",
+                event_time.name(),
+                group.name,
+                event_time.data_type()
+            )));
+        }
         let fields: Vec<FieldRef> =
             group.features().into_iter().map(|i| group.columns[i].field.clone()).collect();
         let mut offset = HEADER + fields.len().div_ceil(8);
+        let mut variable_before = None;
         let mut features = Vec::with_capacity(fields.len());
         for field in &fields {
             check_type(field.data_type()).map_err(|data_type| {
@@ -123,7 +135,10 @@ impl RowLayout {
                     group.name
                 ))
             })?;
-            features.push(Slot { field: field.clone(), offset });
+            features.push(Slot { field: field.clone(), offset, variable_before });
+            if is_variable(field.data_type()) {
+                variable_before = Some(offset);
+            }
             offset += slot_width(field.data_type());
         }
         Ok(Self { features, fingerprint: fingerprint(&fields), tail: offset })
@@ -152,6 +167,11 @@ fn slot_width(data_type: &DataType) -> usize {
         Decimal128(_, _) => 16,
         _ => 4,
     }
+}
+
+/// Whether the value stands in the tail, and the slot says where.
+fn is_variable(data_type: &DataType) -> bool {
+    matches!(data_type, DataType::Utf8 | DataType::Binary | DataType::List(_) | DataType::Struct(_))
 }
 
 /// FNV-1a over names and types: stable across builds and machines, which a `Hasher` of the standard library is not.

@@ -131,7 +131,12 @@ fn every_type_reads_back_and_missing_rows_are_null() {
     let rows = pack(&layout, &columns, order(1, 2, 3));
     let asked: Vec<Option<&[u8]>> =
         vec![Some(&rows[2]), None, Some(&rows[0]), Some(&rows[1]), Some(&rows[0])];
-    let decoded = decode_features(&layout, &asked).unwrap();
+    let all: Vec<usize> = (0..columns.len()).collect();
+    let decoded = decode_features(&layout, &asked, &all).unwrap();
+    let some = [13, 2, 7];
+    for (got, feature) in decode_features(&layout, &asked, &some).unwrap().iter().zip(some) {
+        assert_eq!(got, &decoded[feature]);
+    }
     let expected = UInt32Array::from(vec![Some(2), None, Some(0), Some(1), Some(0)]);
     for (got, column) in decoded.iter().zip(&columns) {
         let want = datafusion::arrow::compute::take(column, &expected, None).unwrap();
@@ -154,7 +159,8 @@ fn a_row_of_other_features_is_recognised() {
     let ints: Vec<ArrayRef> = vec![Arc::new(Int64Array::from(vec![1]))];
     let floats: Vec<ArrayRef> = vec![Arc::new(Float64Array::from(vec![1.0]))];
     let row = pack(&RowLayout::new(&group_of(&ints)).unwrap(), &ints, order(1, 1, 1)).remove(0);
-    let error = decode_features(&RowLayout::new(&group_of(&floats)).unwrap(), &[Some(&row)]).unwrap_err();
+    let error =
+        decode_features(&RowLayout::new(&group_of(&floats)).unwrap(), &[Some(&row)], &[0]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     assert!(error.to_string().contains("another set of features"), "{error}");
 }
@@ -272,7 +278,8 @@ proptest! {
             bytes.truncate(cut.index(bytes.len()));
         }
         bytes.extend(&added);
-        match decode_features(&layout, &[Some(&bytes), None]) {
+        let all: Vec<usize> = (0..columns.len()).collect();
+        match decode_features(&layout, &[Some(&bytes), None], &all) {
             Ok(decoded) => prop_assert!(decoded.iter().all(|c| c.len() == 2)),
             Err(error) => prop_assert_eq!(error.kind(), ErrorKind::Corrupt),
         }
@@ -287,7 +294,7 @@ proptest! {
         bytes.truncate(layout.tail - 4);
         bytes.extend((tail.len() as u32).to_le_bytes());
         bytes.extend(&tail);
-        if let Ok(decoded) = decode_features(&layout, &[Some(&bytes)]) {
+        if let Ok(decoded) = decode_features(&layout, &[Some(&bytes)], &[0]) {
             prop_assert_eq!(decoded[0].len(), 1);
         }
     }

@@ -35,7 +35,8 @@ async fn store(dir: &Path) -> Arc<OfflineStore> {
 async fn sum(table: &IcebergTable) -> i64 {
     let context = SessionContext::new();
     let rows = context.read_table(Arc::new(table.clone())).unwrap().collect().await.unwrap();
-    let values = |b: &RecordBatch| b.column(0).as_any().downcast_ref::<Int64Array>().unwrap().values().to_vec();
+    let values =
+        |b: &RecordBatch| b.column(0).as_any().downcast_ref::<Int64Array>().unwrap().values().to_vec();
     rows.iter().flat_map(values).sum()
 }
 
@@ -87,7 +88,11 @@ async fn what_some_snapshots_added_can_be_read_alone() {
     assert_eq!(since.len(), 2);
     assert_eq!(sum(&IcebergTable::added_by(Arc::clone(&store), third.clone(), since)).await, 110);
     assert_eq!(sum(&IcebergTable::current(Arc::clone(&store), third.clone())).await, 113);
-    assert_eq!(sum(&IcebergTable::current(Arc::clone(&store), first)).await, 3, "an old version stays readable");
+    assert_eq!(
+        sum(&IcebergTable::current(Arc::clone(&store), first)).await,
+        3,
+        "an old version stays readable"
+    );
     assert_eq!(third.snapshots_since(applied.wrapping_add(1)), None);
 }
 

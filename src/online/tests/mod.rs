@@ -129,7 +129,7 @@ fn keys(users: &[i64]) -> Vec<EntityKey> {
 fn served(group: &FeatureGroup, entries: &[Option<Bytes>], now_us: i64) -> Vec<Option<(i64, i64)>> {
     let rows: Vec<_> = entries.iter().map(|e| e.as_ref().and_then(|e| pick(e, now_us).unwrap())).collect();
     let bytes: Vec<_> = rows.iter().map(|row| row.map(|r| r.bytes)).collect();
-    let columns = decode_features(&RowLayout::new(group).unwrap(), &bytes).unwrap();
+    let columns = decode_features(&RowLayout::new(group).unwrap(), &bytes, &[0]).unwrap();
     let amounts = columns[0].as_primitive::<Int64Type>();
     rows.iter().enumerate().map(|(i, row)| row.map(|r| (r.order.event_time_us, amounts.value(i)))).collect()
 }
