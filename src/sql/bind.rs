@@ -9,6 +9,7 @@ use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{ParamValues, ScalarValue};
 use datafusion::logical_expr::{Expr, LogicalPlan, Values};
 
+use super::latest::bind_latest_rows;
 use crate::error::{Error, Result};
 
 /// One field for each parameter, in order, named `$1`, `$2`, …; its type is Null where the plan does not tell.
@@ -33,8 +34,8 @@ pub(super) fn parameters(plan: &LogicalPlan) -> Result<SchemaRef> {
     Ok(Arc::new(Schema::new(fields)))
 }
 
-/// The plans that together run `plan` once for each row of `values`: one plan where a single `VALUES`
-/// list can take all rows, else one for each row.
+/// The plans that together run `plan` once for each row of `values`: one plan where `LATEST` or a single
+/// `VALUES` list can take all rows, else one for each row.
 pub(super) fn bind(plan: LogicalPlan, values: Option<&RecordBatch>) -> Result<Vec<LogicalPlan>> {
     let parameters = parameters(&plan)?;
     let given = values.map_or(0, RecordBatch::num_columns);
@@ -47,6 +48,11 @@ pub(super) fn bind(plan: LogicalPlan, values: Option<&RecordBatch>) -> Result<Ve
         )));
     }
     let Some(values) = values.filter(|_| given > 0) else { return Ok(vec![plan]) };
+    if values.num_rows() != 1
+        && let Some(looked_up) = bind_latest_rows(&plan, values)?
+    {
+        return Ok(vec![looked_up]);
+    }
     let rows: Vec<Vec<ScalarValue>> = (0..values.num_rows())
         .map(|row| {
             let cells = values.columns().iter().zip(parameters.fields());
@@ -111,10 +117,6 @@ fn rows_stay_apart(plan: &LogicalPlan) -> bool {
         | LogicalPlan::Filter(_)
         | LogicalPlan::SubqueryAlias(_)
         | LogicalPlan::Dml(_) => {
-            let inputs = plan.inputs();
-            inputs.len() == 1 && rows_stay_apart(inputs[0])
-        }
-        LogicalPlan::Extension(_) => {
             let inputs = plan.inputs();
             inputs.len() == 1 && rows_stay_apart(inputs[0])
         }

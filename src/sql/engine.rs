@@ -1,5 +1,6 @@
 //! The engine that all sessions share: stores, registry, memory, and how a session's planner is set up.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -18,9 +19,11 @@ use datafusion::prelude::SessionConfig;
 
 use super::asof::{self, AsofExtensionPlanner};
 use super::catalog::{Catalog, SessionCatalog};
+use super::latest;
 use super::session::Session;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
+use crate::exec::LookupPlanner;
 use crate::ingest::Ingest;
 use crate::offline::OfflineStore;
 use crate::online::OnlineStore;
@@ -56,8 +59,15 @@ pub struct Engine {
 }
 
 /// DataFusion's physical planner, with the operators of [`crate::exec`].
-#[derive(Debug)]
-struct Planner;
+struct Planner {
+    lookup: Arc<LookupPlanner>,
+}
+
+impl fmt::Debug for Planner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Planner")
+    }
+}
 
 #[async_trait]
 impl QueryPlanner for Planner {
@@ -66,7 +76,8 @@ impl QueryPlanner for Planner {
         plan: &LogicalPlan,
         state: &SessionState,
     ) -> datafusion::common::Result<Arc<dyn ExecutionPlan>> {
-        let planners: Vec<Arc<dyn ExtensionPlanner + Send + Sync>> = vec![Arc::new(AsofExtensionPlanner)];
+        let planners: Vec<Arc<dyn ExtensionPlanner + Send + Sync>> =
+            vec![Arc::new(AsofExtensionPlanner), Arc::clone(&self.lookup) as _];
         DefaultPhysicalPlanner::with_extension_planners(planners).create_physical_plan(plan, state).await
     }
 }
@@ -133,7 +144,11 @@ impl Engine {
             .with_config(config)
             .with_runtime_env(Arc::clone(&self.runtime))
             .with_default_features()
-            .with_query_planner(Arc::new(Planner));
-        SessionContext::new_with_state(asof::install(builder).build())
+            .with_query_planner(Arc::new(Planner {
+                lookup: Arc::new(LookupPlanner::new(Arc::clone(&self.online), Arc::clone(&self.clock))),
+            }));
+        let builder =
+            latest::install(asof::install(builder), Arc::clone(&self.online), Arc::clone(&self.clock));
+        SessionContext::new_with_state(builder.build())
     }
 }

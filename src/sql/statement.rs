@@ -13,6 +13,7 @@ use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer, TokenizerError};
 
 use super::asof;
+use super::latest;
 use crate::error::{Error, Result};
 
 static DIALECT: GenericDialect = GenericDialect {};
@@ -76,6 +77,7 @@ fn datafusion_statement(parser: Parser<'static>) -> Result<Statement> {
     let mut statement = datafusion.parse_statement()?;
     end_of_statement(&mut datafusion.parser)?;
     asof::rewrite_statement(&mut statement);
+    latest::rewrite_statement(&mut statement);
     Ok(Statement::DataFusion(Box::new(statement)))
 }
 

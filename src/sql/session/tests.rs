@@ -160,7 +160,10 @@ async fn a_point_in_time_join_over_stored_tables() {
     let session = engine(dir.path()).await.session();
     session.update(GROUP, None).await.unwrap();
     session
-        .update("INSERT INTO user_purchases VALUES (1, '2025-12-01', 3, 'books'), (1, '2025-12-05', 5, 'toys')", None)
+        .update(
+            "INSERT INTO user_purchases VALUES (1, '2025-12-01', 3, 'books'), (1, '2025-12-05', 5, 'toys')",
+            None,
+        )
         .await
         .unwrap();
     session
@@ -170,9 +173,49 @@ async fn a_point_in_time_join_over_stored_tables() {
     let join = "SELECT l.user_id, l.ts, f.purchase_count_7d, f.favorite_category FROM labels l \
                 ASOF JOIN user_purchases f MATCH_CONDITION (l.ts >= f.event_timestamp) ON l.user_id = f.user_id ORDER BY l.ts";
     let rows = table(&session, join).await;
-    assert!(rows.contains("| 1       | 2025-12-03T00:00:00 | 3                 | books             |"), "{rows}");
-    assert!(rows.contains("| 1       | 2026-03-01T00:00:00 | 0                 |                   |"), "TTL: {rows}");
-    assert!(rows.contains("| 9       | 2025-12-09T00:00:00 | 0                 |                   |"), "DEFAULT: {rows}");
+    assert!(
+        rows.contains("| 1       | 2025-12-03T00:00:00 | 3                 | books             |"),
+        "{rows}"
+    );
+    assert!(
+        rows.contains("| 1       | 2026-03-01T00:00:00 | 0                 |                   |"),
+        "TTL: {rows}"
+    );
+    assert!(
+        rows.contains("| 9       | 2025-12-09T00:00:00 | 0                 |                   |"),
+        "DEFAULT: {rows}"
+    );
     let explained = table(&session, &format!("EXPLAIN {join}")).await;
     assert!(explained.contains("AsofJoinExec") && explained.contains("ttl"), "{explained}");
+}
+
+#[tokio::test]
+async fn latest_serves_what_was_inserted() {
+    let dir = tempfile::tempdir().unwrap();
+    let session = engine(dir.path()).await.session();
+    session.update(GROUP, None).await.unwrap();
+    session
+        .update(
+            "INSERT INTO user_purchases VALUES (1, '2025-12-30', 3, 'books'), (2, '2025-01-01', 5, 'toys')",
+            None,
+        )
+        .await
+        .unwrap();
+    let rows = table(&session, "SELECT * FROM LATEST(user_purchases, 2, 1, 7)").await;
+    let statuses: Vec<&str> = ["OUTSIDE_MAX_AGE", "PRESENT", "NOT_FOUND"].into();
+    let found: Vec<&str> =
+        rows.lines().filter_map(|l| statuses.iter().find(|s| l.contains(**s)).copied()).collect();
+    assert_eq!(found, statuses, "{rows}");
+    let keys = Arc::new(Int64Array::from(vec![1, 7, 1])) as _;
+    let batch = RecordBatch::try_from_iter([("k", keys)]).unwrap();
+    let bound =
+        table_of(&session, "SELECT user_id, purchase_count_7d FROM LATEST(user_purchases, ?)", &batch).await;
+    assert_eq!(bound.matches("| 1       | 3 ").count(), 2, "{bound}");
+    assert_eq!(bound.matches("| 7       | 0 ").count(), 1, "{bound}");
+    let joined = table(
+        &session,
+        "SELECT e.*, f.* FROM (VALUES (1), (2)) AS e (user_id) JOIN LATEST(user_purchases) f USING (user_id)",
+    )
+    .await;
+    assert!(joined.contains("books") && !joined.contains("toys"), "{joined}");
 }
