@@ -15,7 +15,10 @@ mod condition;
 mod lower;
 mod marker;
 mod planner;
+mod pushdown;
 mod statement;
+#[cfg(test)]
+mod tests;
 mod tokens;
 mod trace;
 
@@ -23,7 +26,8 @@ use std::sync::Arc;
 
 use datafusion::execution::session_state::SessionStateBuilder;
 
-pub(crate) use crate::exec::asof::{AsofExtensionPlanner, AsofJoin};
+pub(crate) use crate::exec::asof::AsofExtensionPlanner;
+use crate::exec::asof::AsofJoin;
 pub(crate) use statement::rewrite_statement;
 pub(crate) use tokens::rewrite_tokens;
 
@@ -36,5 +40,7 @@ pub(crate) fn install(mut builder: SessionStateBuilder) -> SessionStateBuilder {
     config.options_mut().optimizer.subset_repartition_threshold = usize::MAX;
     let planners = builder.relation_planners().get_or_insert_default();
     planners.push(Arc::new(planner::AsofRelationPlanner));
-    builder.with_analyzer_rule(Arc::new(lower::LowerAsofJoin))
+    builder
+        .with_analyzer_rule(Arc::new(lower::LowerAsofJoin))
+        .with_optimizer_rule(Arc::new(pushdown::PushFilterBelowAsofJoin))
 }
