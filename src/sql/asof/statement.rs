@@ -67,6 +67,7 @@ impl VisitorMut for Rewriter {
 fn rewrite_body(body: &mut SetExpr) {
     match body {
         SetExpr::Select(select) => {
+            qualify_filter(select);
             expand_wildcards(select);
             select.from.iter_mut().for_each(nest);
         }
@@ -89,6 +90,55 @@ fn nest(table: &mut TableWithJoins) {
         if table.joins.is_empty() {
             return;
         }
+    }
+}
+
+/// `WHERE k = …` over `l ASOF JOIN r USING (k)` means `l.k`; DataFusion 53 calls a `USING` column in a filter ambiguous.
+fn qualify_filter(select: &mut Select) {
+    let [TableWithJoins { relation, joins }] = select.from.as_slice() else {
+        return;
+    };
+    let (Some(first), Some(filter)) = (joins.first(), select.selection.as_mut()) else {
+        return;
+    };
+    if !joins.iter().any(is_asof_join) {
+        return;
+    }
+    if let (Some(ObjectName(table)), Some(columns)) = (factor_name(relation), using_columns(first)) {
+        let table = table.into_iter().filter_map(|part| part.as_ident().cloned()).collect();
+        let _: ControlFlow<()> = filter.visit(&mut Qualifier { table, columns, queries: 0 });
+    }
+}
+
+/// Gives unqualified `columns` their table, outside subqueries.
+struct Qualifier {
+    table: Vec<Ident>,
+    columns: Vec<Ident>,
+    queries: usize,
+}
+
+impl VisitorMut for Qualifier {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, _query: &mut Query) -> ControlFlow<()> {
+        self.queries += 1;
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_query(&mut self, _query: &mut Query) -> ControlFlow<()> {
+        self.queries -= 1;
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+        if self.queries == 0
+            && let Expr::Identifier(ident) = expr
+            && self.columns.iter().any(|column| column.value == normalized(ident).value)
+        {
+            let path = self.table.iter().cloned().chain([ident.clone()]).collect();
+            *expr = Expr::CompoundIdentifier(path);
+        }
+        ControlFlow::Continue(())
     }
 }
 
@@ -202,15 +252,16 @@ fn using_columns(join: &Join) -> Option<Vec<Ident>> {
 }
 
 fn using_column(name: &ObjectName) -> Option<Ident> {
-    let [ObjectNamePart::Identifier(ident)] = name.0.as_slice() else {
-        return None;
-    };
-    let mut ident = ident.clone();
-    if ident.quote_style.is_none() {
-        ident.value = ident.value.to_lowercase();
-        ident.quote_style = Some('"');
+    match name.0.as_slice() {
+        [ObjectNamePart::Identifier(ident)] => Some(normalized(ident)),
+        _ => None,
     }
-    Some(ident)
+}
+
+/// The name as DataFusion reads it, quoted.
+fn normalized(ident: &Ident) -> Ident {
+    let value = if ident.quote_style.is_none() { ident.value.to_lowercase() } else { ident.value.clone() };
+    Ident { value, quote_style: Some('"'), span: ident.span }
 }
 
 #[cfg(test)]
@@ -290,6 +341,22 @@ mod tests {
         ];
         for (sql, expected) in cases {
             assert!(rewrite(&sql).starts_with(expected), "{sql}: {}", rewrite(&sql));
+        }
+    }
+
+    #[test]
+    fn a_filter_on_a_using_column_means_the_left_one() {
+        let cases = [
+            (format!("SELECT 1 FROM s.l {ASOF} USING (k) WHERE K > 1 AND x"), "WHERE s.l.K > 1 AND x"),
+            (format!("SELECT 1 FROM labels l {ASOF} USING (k) {ASOF} WHERE l.k = k"), "WHERE l.k = l.k"),
+            (
+                format!("SELECT 1 FROM l {ASOF} USING (k) WHERE k IN (SELECT k FROM u)"),
+                "WHERE l.k IN (SELECT k FROM u)",
+            ),
+            (format!("SELECT 1 FROM l {ASOF} ON l.k = f.k WHERE k = 1"), "WHERE k = 1"),
+        ];
+        for (sql, expected) in cases {
+            assert!(rewrite(&sql).ends_with(expected), "{sql}: {}", rewrite(&sql));
         }
     }
 }
