@@ -5,7 +5,7 @@ use std::sync::Arc;
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{DFSchema, Result};
 use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
-use datafusion::logical_expr::{Expr, Extension, Filter, LogicalPlan};
+use datafusion::logical_expr::{Expr, Extension, Filter, LogicalPlan, Projection};
 use datafusion::optimizer::{ApplyOrder, OptimizerConfig, OptimizerRule};
 
 use super::AsofJoin;
@@ -39,17 +39,30 @@ impl OptimizerRule for PushFilterBelowAsofJoin {
         };
         let left = LogicalPlan::Filter(Filter::try_new(below, Arc::new(join.left().clone()))?);
         let node = AsofJoin::try_new(left, join.right().clone(), join.spec().clone())?;
-        let join = LogicalPlan::Extension(Extension { node: Arc::new(node) });
+        let mut plan = LogicalPlan::Extension(Extension { node: Arc::new(node) });
+        if let LogicalPlan::Projection(projection) = filter.input.as_ref() {
+            let projection = Projection::try_new(projection.expr.clone(), Arc::new(plan))?;
+            plan = LogicalPlan::Projection(projection);
+        }
         Ok(Transformed::yes(match conjunction(above) {
-            Some(above) => LogicalPlan::Filter(Filter::try_new(above, Arc::new(join))?),
-            None => join,
+            Some(above) => LogicalPlan::Filter(Filter::try_new(above, Arc::new(plan))?),
+            None => plan,
         }))
     }
 }
 
+/// The join, also below a selection of columns, which the optimizer puts there.
 fn as_asof_join(plan: &LogicalPlan) -> Option<&AsofJoin> {
     match plan {
         LogicalPlan::Extension(extension) => extension.node.as_any().downcast_ref(),
+        LogicalPlan::Projection(projection)
+            if projection.expr.iter().all(|expr| matches!(expr, Expr::Column(_))) =>
+        {
+            match projection.input.as_ref() {
+                LogicalPlan::Extension(extension) => extension.node.as_any().downcast_ref(),
+                _ => None,
+            }
+        }
         _ => None,
     }
 }
