@@ -69,7 +69,7 @@ impl Server {
     /// Stops: refuses what is new, lets what runs finish for up to the drain timeout.
     pub async fn shutdown(self) -> Result<()> {
         let closed = self.door.close(self.drain_timeout).await;
-        drop(self.upkeep);
+        self.upkeep.stop().await;
         closed
     }
 }

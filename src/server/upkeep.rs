@@ -11,7 +11,7 @@ use crate::sql::Engine;
 /// How long a feature group waits whose online view was left behind because its store did not answer.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Runs until it is dropped.
+/// Runs until it is stopped or dropped.
 #[derive(Debug)]
 pub(super) struct Upkeep(JoinHandle<()>);
 
@@ -22,6 +22,12 @@ impl Drop for Upkeep {
 }
 
 impl Upkeep {
+    /// Stops, and returns when the engine is let go.
+    pub(super) async fn stop(mut self) {
+        self.0.abort();
+        let _ = (&mut self.0).await; // it was aborted, as it should be
+    }
+
     pub(super) fn start(engine: Arc<Engine>) -> Self {
         Self(tokio::spawn(async move {
             let mut ticks = interval(RETRY_INTERVAL);

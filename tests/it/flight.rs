@@ -341,7 +341,7 @@ async fn mistakes_have_the_code_that_says_whose_they_are() {
         ("DROP TABLE nope", Code::NotFound, "nope"),
         ("DELETE FROM t", Code::Unimplemented, "t"),
         ("SELECT 1 / 0", Code::InvalidArgument, "zero"),
-        ("SELECT CAST(value AS TINYINT) FROM generate_series(1, 100000)", Code::InvalidArgument, "128"),
+        ("SELECT CAST(value AS TINYINT) FROM generate_series(1, 100000)", Code::InvalidArgument, "int8"),
     ] {
         let status = status(query(&mut client, sql).await.unwrap_err());
         assert_eq!(status.code(), code, "{sql}: {status}");
