@@ -1,7 +1,8 @@
 //! `GetSqlInfo`: what this server is and can do.
 //!
 //! Clients cast the values hard: flags and enumerations sit in the int32 arm of the union, lengths and counts in the
-//! bigint arm.
+//! bigint arm. The JDBC driver is the one that reads most of them; it takes enumerations for bitmasks, by ordinal, also
+//! where the specification says ordinal, and the default isolation level for a bigint.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -25,6 +26,7 @@ static SQL_INFO: LazyLock<Result<SqlInfoData, FlightError>> = LazyLock::new(|| {
     words(&mut infos);
     abilities(&mut infos);
     levels(&mut infos);
+    results(&mut infos);
     limits(&mut infos);
     infos.build()
 });
@@ -136,6 +138,7 @@ fn bits(ordinals: &[i32]) -> i32 {
 }
 
 fn levels(infos: &mut SqlInfoDataBuilder) {
+    use SqlSupportedCaseSensitivity as CaseSensitivity;
     use SqlSupportedSubqueries as Subqueries;
     let everywhere = bits(&[
         SqlSupportedElementActions::SqlElementInProcedureCalls as i32,
@@ -143,12 +146,10 @@ fn levels(infos: &mut SqlInfoDataBuilder) {
         SqlSupportedElementActions::SqlElementInPrivilegeDefinitions as i32,
     ]);
     let values = [
-        (SqlInfo::SqlIdentifierCase, SqlSupportedCaseSensitivity::SqlCaseSensitivityLowercase as i32),
-        (
-            SqlInfo::SqlQuotedIdentifierCase,
-            SqlSupportedCaseSensitivity::SqlCaseSensitivityCaseInsensitive as i32,
-        ),
-        (SqlInfo::SqlNullOrdering, SqlNullOrdering::SqlNullsSortedHigh as i32),
+        (SqlInfo::SqlIdentifierCase, bits(&[CaseSensitivity::SqlCaseSensitivityLowercase as i32])),
+        // Quoted names keep their case; JDBC takes "unknown" for that.
+        (SqlInfo::SqlQuotedIdentifierCase, bits(&[CaseSensitivity::SqlCaseSensitivityUnknown as i32])),
+        (SqlInfo::SqlNullOrdering, bits(&[SqlNullOrdering::SqlNullsSortedHigh as i32])),
         (
             SqlInfo::SqlSupportedGroupBy,
             bits(&[
@@ -164,7 +165,13 @@ fn levels(infos: &mut SqlInfoDataBuilder) {
             ]),
         ),
         (SqlInfo::SqlAnsi92SupportedLevel, bits(&[0])),
-        (SqlInfo::SqlOuterJoinsSupportLevel, SqlOuterJoinsSupportLevel::SqlFullOuterJoins as i32),
+        (
+            SqlInfo::SqlOuterJoinsSupportLevel,
+            bits(&[
+                SqlOuterJoinsSupportLevel::SqlLimitedOuterJoins as i32,
+                SqlOuterJoinsSupportLevel::SqlFullOuterJoins as i32,
+            ]),
+        ),
         (SqlInfo::SqlSchemasSupportedActions, everywhere),
         (SqlInfo::SqlCatalogsSupportedActions, everywhere),
         (SqlInfo::SqlSupportedPositionedCommands, 0),
@@ -180,7 +187,16 @@ fn levels(infos: &mut SqlInfoDataBuilder) {
             SqlInfo::SqlSupportedUnions,
             bits(&[SqlSupportedUnions::SqlUnion as i32, SqlSupportedUnions::SqlUnionAll as i32]),
         ),
-        (SqlInfo::SqlDefaultTransactionIsolation, SqlTransactionIsolationLevel::SqlTransactionNone as i32),
+    ];
+    for (id, value) in values {
+        infos.append(id, value);
+    }
+    infos.append(SqlInfo::SqlSupportsConvert, BTreeMap::<i32, Vec<i32>>::new());
+}
+
+/// Results are read once, forwards, outside of transactions.
+fn results(infos: &mut SqlInfoDataBuilder) {
+    let values = [
         (
             SqlInfo::SqlSupportedTransactionsIsolationLevels,
             bits(&[SqlTransactionIsolationLevel::SqlTransactionNone as i32]),
@@ -199,7 +215,10 @@ fn levels(infos: &mut SqlInfoDataBuilder) {
     for (id, value) in values {
         infos.append(id, value);
     }
-    infos.append(SqlInfo::SqlSupportsConvert, BTreeMap::<i32, Vec<i32>>::new());
+    infos.append(
+        SqlInfo::SqlDefaultTransactionIsolation,
+        i64::from(SqlTransactionIsolationLevel::SqlTransactionNone as i32),
+    );
 }
 
 /// 0 is no limit, or none that is known.
