@@ -135,12 +135,20 @@ impl From<DataFusionError> for Error {
             D::ParquetError(inner) => Error::corrupt(inner.to_string()),
             D::ObjectStore(inner) => Error::unavailable(inner.to_string()),
             D::IoError(inner) => Error::unavailable(inner.to_string()),
-            other => {
-                let kind = kind_of(&other);
-                Error::new(kind, other.strip_backtrace())
-            }
+            other => from_words(&other),
         }
     }
+}
+
+/// DataFusion says in words alone that a table does not exist, and puts a heading before everything.
+fn from_words(error: &DataFusionError) -> Error {
+    let text = error.strip_backtrace();
+    let headings = ["Error during planning: ", "Execution error: ", "This feature is not implemented: "];
+    let text = headings.iter().find_map(|heading| text.strip_prefix(heading)).unwrap_or(&text);
+    if text.starts_with("table '") && text.ends_with("' not found") {
+        return Error::not_found(text);
+    }
+    Error::new(kind_of(error), text)
 }
 
 fn kind_of(error: &DataFusionError) -> ErrorKind {
@@ -175,7 +183,7 @@ fn from_shared(error: &DataFusionError) -> Error {
             Some(own) => Error::new(own.kind, own.to_string()),
             None => Error::internal(inner.to_string()),
         },
-        root => Error::new(kind_of(root), root.strip_backtrace()),
+        root => from_words(root),
     }
 }
 
@@ -203,6 +211,7 @@ mod tests {
     fn datafusion_errors_tell_what_to_do() {
         let cases = [
             (DataFusionError::Plan("no such column".into()), ErrorKind::Invalid),
+            (DataFusionError::Plan("table 'fletching.public.t' not found".into()), ErrorKind::NotFound),
             (DataFusionError::ResourcesExhausted("2 GB".into()), ErrorKind::Exhausted),
             (DataFusionError::NotImplemented("cube".into()), ErrorKind::Unsupported),
             (DataFusionError::Internal("bug".into()), ErrorKind::Internal),

@@ -30,7 +30,7 @@ const SETTINGS: [&str; 3] = [
     "datafusion.execution.target_partitions",
 ];
 
-const RESERVED_SCHEMAS: [&str; 2] = [system::SCHEMA, "information_schema"];
+pub(super) const RESERVED_SCHEMAS: [&str; 2] = [system::SCHEMA, "information_schema"];
 
 impl Session {
     pub(super) async fn create_feature_group(

@@ -20,6 +20,7 @@ use futures::{StreamExt, TryStreamExt};
 
 use super::bind;
 use super::catalog::SessionCatalog;
+use super::ddl::RESERVED_SCHEMAS;
 use super::definition::normalized;
 use super::engine::{CATALOG, Engine};
 use super::insert;
@@ -171,6 +172,10 @@ impl Session {
     async fn run_update(&self, state: &SessionState, plan: LogicalPlan) -> Result<u64> {
         match plan {
             LogicalPlan::Dml(dml) if matches!(dml.op, WriteOp::Insert(_)) => {
+                let derived = dml.table_name.table().contains('$'); // no table may be called so: see `check_creatable`
+                if derived || dml.table_name.schema().is_some_and(|s| RESERVED_SCHEMAS.contains(&s)) {
+                    return Err(Error::invalid(format!("'{}' is read-only", dml.table_name)));
+                }
                 let plan = insert::nulls_reach_ingest(LogicalPlan::Dml(dml))?;
                 count(run(state, &plan).await?).await
             }

@@ -336,7 +336,7 @@ async fn mistakes_have_the_code_that_says_whose_they_are() {
     for (sql, code, words) in [
         ("SELEC 1", Code::InvalidArgument, "SELEC"),
         ("SELECT nope FROM t", Code::InvalidArgument, "nope"),
-        ("SELECT * FROM nope", Code::InvalidArgument, "nope"),
+        ("SELECT * FROM nope", Code::NotFound, "nope"),
         ("CREATE TABLE t (x BIGINT)", Code::AlreadyExists, "t"),
         ("DROP TABLE nope", Code::NotFound, "nope"),
         ("DELETE FROM t", Code::Unimplemented, "t"),
