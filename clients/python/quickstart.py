@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -25,6 +26,7 @@ DATA = ROOT / "data" / "quickstart"
 BINARY = os.environ.get("FLETCHING", str(ROOT / "target" / "debug" / "fletching"))
 PLAIN = ["carrier", "origin", "dest", "distance", "weekday", "minute_of_day"]
 WEATHER = ["temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]
+WIDTH = 150
 DELAYS = ["departures_2h", "mean_delay_2h", "late_share_2h", "departures_6h", "mean_delay_6h"]
 
 
@@ -32,7 +34,7 @@ def statements(name):
     """The statements of a file, without the comments around them."""
     lines = (SQL / name).read_text().splitlines()
     text = "\n".join(line for line in lines if not line.startswith("--"))
-    return [statement.strip() for statement in text.split(";\n") if statement.strip().strip(";")]
+    return [statement.strip() for statement in re.split(r";$", text, flags=re.MULTILINE) if statement.strip()]
 
 
 STEP = 0
@@ -103,8 +105,22 @@ def run(cursor, name, echo=False):
             show(statement + ";")
         cursor.execute(statement)
         if cursor.description:
-            show(cursor.fetch_df().to_string(index=False))
+            show_rows(cursor)
             print()
+
+
+def show_rows(cursor):
+    frame = cursor.fetch_df().astype(object)
+    show(frame.where(frame.notna(), "NULL").to_string(index=False))
+
+
+def explain(cursor):
+    """The plan without the names of files, each line cut to fit."""
+    cursor.execute(statements("05_explain.sql")[0])
+    for kind, plan in cursor.fetchall():
+        show(kind)
+        for line in re.sub(r"file_groups=\{(.*?):.*?\]\]\}", r"file_groups={\1: …}", plan).splitlines():
+            show("  " + (line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"))
 
 
 def train(training):
@@ -141,14 +157,15 @@ def main():
         with connection.cursor() as cursor:
             with step("Load two raw tables by ADBC bulk ingest"):
                 load(cursor)
-            with step("Define three feature groups (sql/quickstart/01_define.sql)"):
+            with step("Define three feature groups (sql/quickstart/01_define.sql), such as"):
                 run(cursor, "01_define.sql")
-                cursor.execute("SHOW FEATURE GROUPS")
-                show(cursor.fetch_df().to_string(index=False))
+                show(statements("01_define.sql")[-1] + ";\n\n")
+                cursor.execute("SELECT name, entity_key, event_time, ttl, owner, tags FROM system.feature_groups")
+                show_rows(cursor)
             with step("Fill them, delays by SQL windows (02_fill.sql): each write goes to Iceberg, then online"):
                 run(cursor, "02_fill.sql")
             with step("Join every flight with what was known at its time (03_training_set.sql)"):
-                show(query)
+                show(query + ";")
                 cursor.execute(query)
                 arrow = cursor.fetch_arrow_table()
                 show(f"\n{arrow.num_rows:,} rows, {arrow.num_columns} columns, {arrow.nbytes / 1e6:.0f} MB of Arrow")
@@ -157,9 +174,8 @@ def main():
                 train(training)
             with step("Serve (04_serve.sql): weather of 2013 is past its TTL, until a station reports"):
                 run(cursor, "04_serve.sql", echo=True)
-            with step("EXPLAIN: the join, the TTL, and the scan that reads what is needed"):
-                cursor.execute("EXPLAIN " + query)
-                show(cursor.fetch_df().to_string(index=False, header=False))
+            with step("EXPLAIN (05_explain.sql): the join, the TTL, and scans that read what is needed"):
+                explain(cursor)
     print(f"\nDone in {time.perf_counter() - started:.0f} s. The data stays; look around with")
     print(f"   {os.path.relpath(BINARY)} serve --data-dir {DATA.relative_to(ROOT)}")
     print(f"   {os.path.relpath(BINARY)} sql")

@@ -8,12 +8,15 @@ FROM weather;
 -- nobody leaves more than an hour early, so a flight's own delay cannot leak into its features.
 CREATE TABLE departures AS
 SELECT
-    carrier, flight, tailnum, origin, dest, distance,
-    CAST(time_hour AS TIMESTAMP) + minute * INTERVAL '1 minute' AS scheduled_at,
-    CAST(time_hour AS TIMESTAMP) + minute * INTERVAL '1 minute' - INTERVAL '1 hour' AS hour_before,
-    CAST(time_hour AS TIMESTAMP) + (minute + dep_delay) * INTERVAL '1 minute' AS departed_at,
-    dep_delay
-FROM flights;
+    *,
+    scheduled_at - INTERVAL '1 hour' AS hour_before,
+    scheduled_at + CAST(CAST(dep_delay AS BIGINT) || ' minutes' AS INTERVAL) AS departed_at
+FROM (
+    SELECT
+        carrier, flight, origin, dest, distance, dep_delay,
+        CAST(time_hour AS TIMESTAMP) + CAST(minute || ' minutes' AS INTERVAL) AS scheduled_at
+    FROM flights
+);
 
 INSERT INTO airport_delays
 SELECT DISTINCT

@@ -85,8 +85,8 @@ def test_executemany_inserts_every_row_once(connection):
 def test_a_bound_batch_of_keys_is_served_in_its_order(connection):
     run(connection, GROUP.format(name="bound"), "INSERT INTO bound VALUES (1, TIMESTAMP '2026-01-01', 5, 'x')")
     with connection.cursor() as cursor:
-        cursor.adbc_prepare("SELECT user_id, purchases, _status FROM LATEST(bound, ?)")
-        cursor.executemany("SELECT user_id, purchases, _status FROM LATEST(bound, ?)", [(8,), (1,), (9,)])
+        keys = pa.record_batch({"key": [8, 1, 9]})
+        cursor.execute("SELECT user_id, purchases, _status FROM LATEST(bound, ?)", keys)
         assert cursor.fetchall() == [(8, 0, "NOT_FOUND"), (1, 5, "PRESENT"), (9, 0, "NOT_FOUND")]
 
 

@@ -21,6 +21,7 @@ FILES = [
     "sql/quickstart/02_fill.sql",
     "sql/quickstart/03_training_set.sql",
     "sql/quickstart/04_serve.sql",
+    "sql/quickstart/05_explain.sql",
 ]
 
 sys.path.insert(0, str(ROOT / "clients" / "python"))
@@ -123,13 +124,25 @@ def test_nothing_of_a_flight_leaks_into_its_features(quickstart):
     assert age.max() == pd.Timedelta("2h59min") or age.max() == pd.Timedelta("3h")
 
 
-def test_explain_shows_the_join_the_ttl_and_the_scan(quickstart):
-    server, _ = quickstart
+def plan_of(server, query):
     with server.connect() as connection:
-        plan = "\n".join(str(row) for row in rows(connection, "EXPLAIN " + driver.statements("03_training_set.sql")[0]))
-    assert "AsofJoin" in plan, plan
-    assert "ttl" in plan.lower(), plan
-    assert "projection=" in plan, plan
+        return dict(rows(connection, query))
+
+
+def test_explain_shows_the_joins_and_their_ttl(quickstart):
+    server, _ = quickstart
+    plan = plan_of(server, "EXPLAIN " + driver.statements("03_training_set.sql")[0])
+    assert plan["physical_plan"].count("AsofJoinExec") == 3
+    assert [text in plan["physical_plan"] for text in ("ttl=3 hours", "ttl=12 hours")] == [True, True]
+
+
+def test_explain_shows_the_pruned_scan(quickstart):
+    server, _ = quickstart
+    plan = plan_of(server, driver.statements("05_explain.sql")[0])["physical_plan"]
+    labels, weather = [line for line in plan.splitlines() if "DataSourceExec" in line]
+    assert "AsofJoinExec" in plan and "ttl=3 hours" in plan
+    assert "pruning_predicate=" in labels and "scheduled_at_max" in labels
+    assert "visib" in weather and "temp" not in weather, "columns that nobody asked for"
 
 
 def test_latest_says_why_there_is_no_value(quickstart):
