@@ -22,7 +22,7 @@ test: format-check test-rust test-clients ## everything CI runs
 quickstart: build $(VENV)/.ready ## New York's flights and weather: define, load, join, train, serve
 	@$(VENV)/bin/python clients/python/quickstart.py
 
-build: ## the binary, with dependencies optimized
+build: ## the binary
 	cargo build --locked
 
 fmt: ## formats the sources
