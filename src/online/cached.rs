@@ -60,6 +60,13 @@ impl CachedStore {
         Self { store, clock, ttl: options.ttl, cache, epochs, hasher: RandomState::new() }
     }
 
+    /// Bytes held now, after what is due has been evicted.
+    #[cfg(test)]
+    pub(super) fn weighted_bytes(&self) -> u64 {
+        self.cache.run_pending_tasks();
+        self.cache.weighted_size()
+    }
+
     fn stripe(&self, key: &CacheKey) -> &Mutex<u64> {
         &self.epochs[self.hasher.hash_one(key) as usize % STRIPES]
     }

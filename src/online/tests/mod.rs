@@ -1,5 +1,6 @@
 //! One suite for every store, each with and without the cache; and what only one of them can show.
 
+mod cache;
 mod redis_server;
 mod suite;
 

@@ -1,0 +1,168 @@
+//! What the cache must not do: answer with what a write has replaced.
+
+use tokio::sync::Notify;
+
+use super::*;
+
+/// A store whose reads can be held after they have read and before they answer, and whose writes can fail half-way.
+#[derive(Debug)]
+struct Held {
+    store: Arc<dyn OnlineStore>,
+    hold: std::sync::atomic::AtomicBool,
+    fail_writes: std::sync::atomic::AtomicBool,
+    has_read: Notify,
+    go_on: Notify,
+}
+
+use std::sync::atomic::Ordering::SeqCst;
+
+#[async_trait]
+impl OnlineStore for Held {
+    fn describe(&self) -> String {
+        self.store.describe()
+    }
+
+    async fn write(&self, group: &Arc<FeatureGroup>, history: &RecordBatch) -> Result<()> {
+        self.store.write(group, history).await?;
+        match self.fail_writes.load(SeqCst) {
+            true => Err(crate::error::Error::unavailable("lost after some of it was written")),
+            false => Ok(()),
+        }
+    }
+
+    async fn applied_snapshot(&self, group: Uuid) -> Result<Option<i64>> {
+        self.store.applied_snapshot(group).await
+    }
+
+    async fn set_applied_snapshot(&self, group: Uuid, snapshot_id: i64) -> Result<()> {
+        self.store.set_applied_snapshot(group, snapshot_id).await
+    }
+
+    async fn drop_group(&self, group: Uuid) -> Result<()> {
+        self.store.drop_group(group).await
+    }
+
+    async fn get(
+        &self,
+        group: &Arc<FeatureGroup>,
+        keys: &[EntityKey],
+        max_staleness: Option<Duration>,
+    ) -> Result<Found> {
+        let found = self.store.get(group, keys, max_staleness).await;
+        if self.hold.load(SeqCst) {
+            self.has_read.notify_one();
+            self.go_on.notified().await;
+        }
+        found
+    }
+
+    fn scan(&self, group: &Arc<FeatureGroup>) -> BoxStream<'static, Result<ScannedEntries>> {
+        self.store.scan(group)
+    }
+}
+
+/// The stage's store is the cache in front of the one that can be held.
+async fn held() -> (Arc<Stage>, Arc<Held>) {
+    let mut stage = Stage::embedded(None).await;
+    let held = Arc::new(Held {
+        store: Arc::clone(&stage.store),
+        hold: false.into(),
+        fail_writes: false.into(),
+        has_read: Notify::new(),
+        go_on: Notify::new(),
+    });
+    let clock = Arc::clone(&stage.clock) as Arc<dyn Clock>;
+    stage.store = Arc::new(cached::CachedStore::new(Arc::clone(&held) as _, CACHE, clock));
+    (Arc::new(stage), held)
+}
+
+async fn cost(stage: &Stage, users: &[i64]) -> (usize, usize, usize) {
+    let found = stage.store.get(&stage.group, &keys(users), None).await.unwrap();
+    (found.cache_hits, found.cache_misses, found.store_reads)
+}
+
+#[tokio::test]
+async fn a_read_that_a_write_overtook_is_not_kept() {
+    for change in ["write", "drop"] {
+        let (stage, held) = held().await;
+        stage.write(&[row(1, 10, 1, 0, 1)]).await;
+        held.hold.store(true, SeqCst);
+        let reader = tokio::spawn({
+            let stage = Arc::clone(&stage);
+            async move { stage.served(&[1]).await }
+        });
+        held.has_read.notified().await;
+        held.hold.store(false, SeqCst);
+        let expected = match change {
+            "write" => {
+                stage.write(&[row(1, 20, 1, 0, 2)]).await;
+                Some((20, 2))
+            }
+            _ => {
+                stage.store.drop_group(stage.group.id).await.unwrap();
+                None
+            }
+        };
+        held.go_on.notify_one();
+        assert_eq!(reader.await.unwrap(), [Some((10, 1))], "it had read before the {change}");
+        assert_eq!(stage.served(&[1]).await, [expected], "after the {change}");
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_failed_half_way_leaves_nothing_stale() {
+    let (stage, held) = held().await;
+    stage.write(&[row(1, 10, 1, 0, 1)]).await;
+    assert_eq!(stage.served(&[1]).await, [Some((10, 1))]);
+    held.fail_writes.store(true, SeqCst);
+    let rows = batch(&stage.group, &[row(1, 20, 1, 0, 2)]);
+    assert!(stage.store.write(&stage.group, &rows).await.is_err());
+    assert_eq!(stage.served(&[1]).await, [Some((20, 2))]);
+}
+
+#[tokio::test]
+async fn what_is_absent_is_remembered_until_it_is_written() {
+    let (stage, _held) = held().await;
+    assert_eq!(cost(&stage, &[1, 2]).await, (0, 2, 2));
+    assert_eq!(cost(&stage, &[1, 2]).await, (2, 0, 0));
+    stage.write(&[row(2, 10, 1, 0, 1)]).await;
+    assert_eq!(cost(&stage, &[1, 2]).await, (1, 1, 1));
+    assert_eq!(stage.served(&[1, 2]).await, [None, Some((10, 1))]);
+    // Another group's key of the same bytes is another key.
+    let other = Arc::new(group(2));
+    let found = stage.store.get(&other, &keys(&[2]), None).await.unwrap();
+    assert_eq!((found.entries, found.cache_misses), (vec![None], 1));
+}
+
+#[tokio::test]
+async fn an_entry_serves_as_long_as_it_may_and_no_longer() {
+    let (stage, _held) = held().await;
+    let within = async |staleness: u64| {
+        let staleness = Some(Duration::from_secs(staleness));
+        stage.store.get(&stage.group, &keys(&[1]), staleness).await.unwrap().cache_hits
+    };
+    assert_eq!(cost(&stage, &[1]).await, (0, 1, 1));
+    stage.clock.advance(3_000_000);
+    assert_eq!(within(4).await, 1);
+    assert_eq!(within(3).await, 0);
+    // It has just been read again.
+    assert_eq!(within(1).await, 1);
+    assert_eq!(within(0).await, 0);
+    stage.clock.advance(CACHE.ttl.as_micros() as i64);
+    assert_eq!(cost(&stage, &[1]).await, (0, 1, 1));
+}
+
+#[tokio::test]
+async fn it_holds_no_more_than_it_may() {
+    let mut stage = Stage::embedded(None).await;
+    let clock = Arc::clone(&stage.clock) as Arc<dyn Clock>;
+    let options = CacheOptions { capacity_bytes: 20_000, ..CACHE };
+    let cache = Arc::new(cached::CachedStore::new(Arc::clone(&stage.store), options, clock));
+    stage.store = Arc::clone(&cache) as _;
+    let rows: Vec<Row> = (0..2000).map(|u| row(u, 5, 1, u, u)).collect();
+    stage.write(&rows).await;
+    let all: Vec<i64> = (0..2000).collect();
+    assert!(stage.served(&all).await.iter().all(Option::is_some));
+    let held = cache.weighted_bytes();
+    assert!(held > 10_000 && held <= 20_000, "{held}");
+}
