@@ -27,13 +27,15 @@ use uuid::Uuid;
 use super::entries::entries_of;
 use super::{Found, OnlineStore, ScannedEntries};
 use crate::clock::Clock;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::{EntityKey, FeatureGroup, merge};
 
 const ENTRIES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("entries");
 const APPLIED: TableDefinition<&[u8], i64> = TableDefinition::new("applied");
 /// Entries read per step of a scan; each step sees the file as it is then, and holds nothing between steps.
 const SCAN_ENTRIES_MAX: usize = 1024;
+/// Between attempts to open a file that another holds.
+const RETRY: Duration = Duration::from_millis(20);
 const CACHE_BYTES: usize = 64 << 20;
 
 pub(super) struct EmbeddedStore {
@@ -43,10 +45,19 @@ pub(super) struct EmbeddedStore {
 }
 
 impl EmbeddedStore {
-    pub(super) async fn open(path: PathBuf, clock: Arc<dyn Clock>) -> Result<Self> {
-        let database = {
+    /// Waits up to `patience` for another holder of the file to let go: a server that is just stopping, or the last
+    /// of its queries.
+    pub(super) async fn open(path: PathBuf, patience: Duration, clock: Arc<dyn Clock>) -> Result<Self> {
+        let mut waited = Duration::ZERO;
+        let database = loop {
             let path = path.clone();
-            blocking(move || create(&path)).await?
+            match blocking(move || create(&path)).await {
+                Err(error) if error.kind() == ErrorKind::Unavailable && waited < patience => {
+                    tokio::time::sleep(RETRY).await;
+                    waited += RETRY;
+                }
+                other => break other?,
+            }
         };
         Ok(Self { database: Arc::new(database), path, clock })
     }

@@ -42,7 +42,8 @@ pub(crate) enum Backend {
 #[derive(Debug, Clone)]
 pub(crate) struct OnlineOptions {
     pub(crate) backend: Backend,
-    /// How long any one call to Redis may take, connecting included.
+    /// How long any one call to Redis may take, connecting included; and how long to wait for the embedded file while
+    /// another holds it.
     pub(crate) timeout: Duration,
     /// `None` goes to the store for every look-up.
     pub(crate) cache: Option<CacheOptions>,
@@ -65,7 +66,7 @@ pub(crate) struct CacheOptions {
 pub(crate) async fn open(options: OnlineOptions, clock: Arc<dyn Clock>) -> Result<Arc<dyn OnlineStore>> {
     let store: Arc<dyn OnlineStore> = match options.backend {
         Backend::Embedded { path } => {
-            Arc::new(embedded::EmbeddedStore::open(path, Arc::clone(&clock)).await?)
+            Arc::new(embedded::EmbeddedStore::open(path, options.timeout, Arc::clone(&clock)).await?)
         }
         Backend::Redis { url } => {
             Arc::new(redis::RedisStore::open(&url, options.timeout, Arc::clone(&clock))?)
