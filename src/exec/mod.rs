@@ -5,5 +5,5 @@ mod lookup;
 
 pub(crate) use lookup::{
     LatestScanExec, LookupExec, LookupNode, LookupOutput, LookupPlanner, LookupRequest, Missing, Output,
-    STATUS, latest_schema,
+    latest_schema,
 };

@@ -57,7 +57,7 @@ impl EntityKey {
 /// `Unsupported` for a column type that cannot be a key.
 pub(crate) fn encode_keys(columns: &[ArrayRef]) -> Result<Vec<Option<EntityKey>>> {
     let rows = columns.first().map_or(0, |c| c.len());
-    let parts = columns.iter().map(|c| KeyColumn::new(c)).collect::<Result<Vec<_>>>()?;
+    let parts = columns.iter().map(KeyColumn::new).collect::<Result<Vec<_>>>()?;
     let mut ends = vec![0usize; rows];
     for part in &parts {
         part.add_widths(&mut ends);

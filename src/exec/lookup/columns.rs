@@ -7,7 +7,7 @@ use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use crate::model::FeatureGroup;
 
 /// Whether the entity was found: `PRESENT`, `NOT_FOUND` or `OUTSIDE_MAX_AGE`.
-pub(crate) const STATUS: &str = "_status";
+const STATUS: &str = "_status";
 
 /// The entity key in key order, the event time, the features in declared order, and [`STATUS`]. All but the last may
 /// be NULL: a key as it was asked, the rest where nothing was found.

@@ -12,7 +12,7 @@ mod planner;
 mod scan_exec;
 
 pub(crate) use answer::Missing;
-pub(crate) use columns::{STATUS, latest_schema};
+pub(crate) use columns::latest_schema;
 pub(crate) use logical::{LookupNode, LookupOutput, LookupRequest};
 pub(crate) use lookup_exec::{LookupExec, Output};
 pub(crate) use planner::LookupPlanner;

@@ -1,0 +1,71 @@
+//! Servers on a real Redis: what they share, and what they do without it.
+
+#[path = "../../src/online/tests/redis_server.rs"]
+mod redis_server;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::util::pretty::pretty_format_batches;
+use fletching::clock::ManualClock;
+use fletching::error::{ErrorKind, Result};
+use fletching::{OnlineSetting, Server, Session, Settings};
+use futures::TryStreamExt;
+
+use crate::support::START_US;
+use redis_server::RedisServer;
+
+const GROUP: &str =
+    "CREATE FEATURE GROUP g (id BIGINT, at TIMESTAMP, v BIGINT DEFAULT -1, ENTITY KEY (id), EVENT TIME (at))";
+
+async fn server(data: &Path, redis: &RedisServer) -> Server {
+    let mut settings = Settings::for_data_dir(data).unwrap();
+    settings.online = OnlineSetting::Redis(redis.url().parse().unwrap());
+    settings.online_timeout = Duration::from_secs(10);
+    Server::start(settings, Arc::new(ManualClock::new(START_US))).await.unwrap()
+}
+
+/// The rows as text, without frame and header.
+async fn rows(session: &Session, sql: &str) -> Result<Vec<String>> {
+    let batches: Vec<_> = session.query(sql, None).await?.try_collect().await?;
+    let shown = pretty_format_batches(&batches)?.to_string();
+    let lines = shown.lines().skip(3).filter(|line| line.starts_with('|'));
+    let words = |line: &str| line.replace('|', " ").split_whitespace().collect::<Vec<_>>().join(" ");
+    Ok(lines.map(words).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_that_share_a_redis_serve_each_others_writes() {
+    let (data, redis) = (tempfile::tempdir().unwrap(), RedisServer::start(&[]));
+    let (one, two) = (server(data.path(), &redis).await, server(data.path(), &redis).await);
+    let (writer, reader) = (one.engine().session(), two.engine().session());
+    writer.update(GROUP, None).await.unwrap();
+    for value in 1..5 {
+        let insert = format!("INSERT INTO g VALUES (1, TIMESTAMP '2026-01-0{value}', {value})");
+        writer.update(&insert, None).await.unwrap();
+        let latest = "SELECT v FROM LATEST(g, 1, max_staleness => '0s')";
+        assert_eq!(rows(&reader, latest).await.unwrap(), [value.to_string()]);
+        assert_eq!(rows(&writer, "SELECT v FROM LATEST(g, 1)").await.unwrap(), [value.to_string()]);
+    }
+    let plan = rows(&writer, "EXPLAIN ANALYZE SELECT v FROM LATEST(g, 1)").await.unwrap().join("\n");
+    assert!(plan.contains("cache_hits=1") && plan.contains("store_reads=0"), "{plan}");
+    assert!(plan.contains(&format!("store=redis 127.0.0.1:{}, cached", redis.port())), "{plan}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_redis_history_answers_and_latest_says_what_is_missing() {
+    let (data, mut redis) = (tempfile::tempdir().unwrap(), RedisServer::start(&[]));
+    let server = server(data.path(), &redis).await;
+    let session = server.engine().session();
+    session.update(GROUP, None).await.unwrap();
+    session.update("INSERT INTO g VALUES (1, TIMESTAMP '2026-01-01', 5)", None).await.unwrap();
+    redis.stop();
+    assert_eq!(rows(&session, "SELECT v FROM g").await.unwrap(), ["5"]);
+    let error = rows(&session, "SELECT v FROM LATEST(g, 1)").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.to_string().contains(&format!("127.0.0.1:{}", redis.port())), "{error}");
+    redis.restart();
+    session.update("INSERT INTO g VALUES (2, TIMESTAMP '2026-01-01', 6)", None).await.unwrap();
+    assert_eq!(rows(&session, "SELECT v, _status FROM LATEST(g, 2)").await.unwrap(), ["6 PRESENT"]);
+}
