@@ -48,9 +48,7 @@ pub(super) fn bind(plan: LogicalPlan, values: Option<&RecordBatch>) -> Result<Ve
         )));
     }
     let Some(values) = values.filter(|_| given > 0) else { return Ok(vec![plan]) };
-    if values.num_rows() != 1
-        && let Some(looked_up) = bind_latest_rows(&plan, values)?
-    {
+    if let Some(looked_up) = bind_latest_rows(&plan, values)? {
         return Ok(vec![looked_up]);
     }
     let rows: Vec<Vec<ScalarValue>> = (0..values.num_rows())
