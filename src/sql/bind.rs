@@ -27,7 +27,8 @@ pub(super) fn parameters(plan: &LogicalPlan) -> Result<SchemaRef> {
             "the statement uses parameter ${count} but not all before it: number them from $1 without gaps"
         )));
     }
-    let mut fields: Vec<FieldRef> = vec![Arc::new(Field::new("", DataType::Null, true)); count];
+    let unknown: FieldRef = Arc::new(Field::new("", DataType::Null, true));
+    let mut fields = vec![unknown; count];
     for (index, data_type) in types {
         fields[index - 1] = Arc::new(Field::new(format!("${index}"), data_type, true));
     }

@@ -63,7 +63,7 @@ async fn a_scan_reads_only_files_whose_bounds_fit() {
         (col("v").is_null(), 0, 0),
     ];
     for (filter, files, expected) in cases {
-        let plan = scanned.scan(&state, None, &[filter.clone()], None).await.unwrap();
+        let plan = scanned.scan(&state, None, std::slice::from_ref(&filter), None).await.unwrap();
         let shown = displayable(plan.as_ref()).indent(true).to_string();
         assert_eq!(shown.matches(".parquet").count(), files, "{filter}: {shown}");
         let read = collect(plan, state.task_ctx()).await.unwrap();

@@ -112,7 +112,7 @@ fn served_group(table: TableFactor, context: &mut dyn RelationPlannerContext) ->
         // What DataFusion says about a table that it cannot find is a planning error in its own words.
         let known = context.context_provider().get_table_source(reference.clone()).is_ok();
         match Error::from(e) {
-            error if known || error.kind() != ErrorKind::Invalid => error,
+            error if known || !matches!(error.kind(), ErrorKind::Invalid | ErrorKind::NotFound) => error,
             _ => Error::not_found(format!(
                 "feature group '{shown}' does not exist: SHOW FEATURE GROUPS lists those that do"
             )),

@@ -135,7 +135,7 @@ impl Node {
         };
         let door = match self.way {
             Way::InProcess => Door::Session(server.engine().session()),
-            Way::OverFlight => Door::Wire(support::connect(server).await),
+            Way::OverFlight => Door::Wire(Box::new(support::connect(server).await)),
         };
         Ok((current.run, door))
     }
@@ -143,7 +143,7 @@ impl Node {
 
 enum Door {
     Session(Arc<Session>),
-    Wire(FlightSqlServiceClient<Channel>),
+    Wire(Box<FlightSqlServiceClient<Channel>>),
 }
 
 /// One session of a file; `connection` records open more.
