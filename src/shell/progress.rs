@@ -71,6 +71,7 @@ impl Progress {
     fn message(&self) -> String {
         match self.rows {
             0 => "running".to_owned(),
+            1 => "1 row".to_owned(),
             rows => format!("{} rows", HumanCount(rows)),
         }
     }

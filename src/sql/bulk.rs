@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::arrow::datatypes::{Schema, SchemaRef};
 use datafusion::execution::SendableRecordBatchStream;
 
 use super::ddl::nullable;
@@ -10,7 +10,7 @@ use super::session::Session;
 use super::system;
 use super::temp::TempTable;
 use crate::error::{Error, Result};
-use crate::model::TableName;
+use crate::model::{FeatureGroup, TableName};
 use crate::registry::{DEFAULT_SCHEMA, Object};
 
 /// What to do where the table of a bulk ingest does not exist.
@@ -172,7 +172,7 @@ fn entry(name: &TableName, object: &Object) -> TableEntry {
         Object::FeatureGroup(group, _) => {
             let mut key: Vec<String> = group.key_fields().iter().map(|f| f.name().clone()).collect();
             key.push(group.columns[group.event_time].field.name().clone());
-            ("FEATURE GROUP", group.schema(), group.description.clone(), key)
+            ("FEATURE GROUP", commented(group), group.description.clone(), key)
         }
         Object::Table(table) => {
             let comment = table.metadata().properties().get("comment").cloned();
@@ -180,6 +180,16 @@ fn entry(name: &TableName, object: &Object) -> TableEntry {
         }
     };
     TableEntry { schema: name.schema.clone(), name: name.name.clone(), kind, columns, comment, primary_key }
+}
+
+/// The declared columns, each with its description as field metadata `comment`.
+fn commented(group: &FeatureGroup) -> SchemaRef {
+    let fields = group.columns.iter().map(|column| {
+        let mut metadata = column.field.metadata().clone();
+        metadata.extend(column.description.iter().map(|text| ("comment".to_owned(), text.clone())));
+        column.field.as_ref().clone().with_metadata(metadata)
+    });
+    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
 }
 
 fn missing(name: &TableName) -> Error {

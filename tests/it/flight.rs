@@ -307,6 +307,7 @@ async fn what_exists_is_described() {
     let types: Vec<_> =
         columns.fields().iter().map(|field| field.metadata()["ARROW:FLIGHT:SQL:TYPE_NAME"].clone()).collect();
     assert_eq!(types, ["BIGINT", "TIMESTAMP", "DOUBLE"]);
+    assert_eq!(columns.field(2).metadata()["ARROW:FLIGHT:SQL:REMARKS"], "in euros");
 
     let keys = CommandGetPrimaryKeys { table: "purchases".into(), ..CommandGetPrimaryKeys::default() };
     let info = client.get_primary_keys(keys).await.unwrap();

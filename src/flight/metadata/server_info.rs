@@ -1,8 +1,8 @@
 //! `GetSqlInfo`: what this server is and can do.
 //!
 //! Clients cast the values hard: flags and enumerations sit in the int32 arm of the union, lengths and counts in the
-//! bigint arm. The JDBC driver is the one that reads most of them; it takes enumerations for bitmasks, by ordinal, also
-//! where the specification says ordinal, and the default isolation level for a bigint.
+//! bigint arm. The JDBC driver takes the level of outer joins for a bitmask, and the default isolation level for a
+//! bigint, against the letter of the specification.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -146,10 +146,10 @@ fn levels(infos: &mut SqlInfoDataBuilder) {
         SqlSupportedElementActions::SqlElementInPrivilegeDefinitions as i32,
     ]);
     let values = [
-        (SqlInfo::SqlIdentifierCase, bits(&[CaseSensitivity::SqlCaseSensitivityLowercase as i32])),
-        // Quoted names keep their case; JDBC takes "unknown" for that.
-        (SqlInfo::SqlQuotedIdentifierCase, bits(&[CaseSensitivity::SqlCaseSensitivityUnknown as i32])),
-        (SqlInfo::SqlNullOrdering, bits(&[SqlNullOrdering::SqlNullsSortedHigh as i32])),
+        (SqlInfo::SqlIdentifierCase, CaseSensitivity::SqlCaseSensitivityLowercase as i32),
+        // Quoted names keep their case, for which there is no number.
+        (SqlInfo::SqlQuotedIdentifierCase, CaseSensitivity::SqlCaseSensitivityUnknown as i32),
+        (SqlInfo::SqlNullOrdering, SqlNullOrdering::SqlNullsSortedHigh as i32),
         (
             SqlInfo::SqlSupportedGroupBy,
             bits(&[
