@@ -64,6 +64,9 @@ impl Gather {
 
     /// Copies the picked rows out of the retained batches.
     pub(super) fn collect(&mut self, picks: &[Option<Place>]) -> Result<()> {
+        if picks.is_empty() {
+            return Ok(());
+        }
         let first = self.retained.front().map_or(0, |retained| retained.batch);
         let mut indices = Vec::with_capacity(picks.len());
         for pick in picks {
@@ -96,8 +99,10 @@ impl Gather {
     /// Everything collected for the left batch in hand.
     pub(super) fn finish(&mut self) -> Result<Vec<ArrayRef>> {
         let mut chunks = std::mem::take(&mut self.gathered);
-        if chunks.len() == 1 {
-            return Ok(chunks.remove(0));
+        match chunks.len() {
+            0 => return Ok(self.absent.iter().map(|absent| absent.slice(0, 0)).collect()),
+            1 => return Ok(chunks.remove(0)),
+            _ => {}
         }
         (0..self.absent.len())
             .map(|column| {

@@ -409,7 +409,7 @@ impl Case {
 #[test]
 fn every_join_equals_the_oracle() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let mut runner = TestRunner::new(Config { cases: 1000, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config { cases: 500, failure_persistence: None, ..Config::default() });
     let result = runner.run(&case(), |case| case.check(&runtime.block_on(case.results())));
     if let Err(error) = result {
         panic!("{error}");

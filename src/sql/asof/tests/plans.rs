@@ -95,3 +95,23 @@ async fn filters_go_below_on_the_left_only() {
     assert!(below.contains("l.label !=") && below.contains("l.user_id <"), "{plan}");
     assert!(!below.contains("f.city !="), "{plan}");
 }
+
+/// Few labels over a long history, one label over a long stack of rows with growing ingestion, and wide right batches.
+#[tokio::test]
+async fn long_right_sides_are_read_in_pieces() {
+    let context = numbers(1).await;
+    let sql = "CREATE TABLE h AS SELECT 1 AS k, value AS t, arrow_cast(value, 'Timestamp(Second, None)') AS _ingested_at \
+               FROM generate_series(1, 5000)";
+    run(&context, sql).await.unwrap();
+    let labels = "(SELECT 1 AS k, value * 1000 AS t, to_timestamp_seconds(value * 900) AS known FROM generate_series(1, 7)) l";
+    for kind in ["LEFT", "INNER"] {
+        let sql = format!(
+            "SELECT count(*), sum(h.t), max(h.t) FROM {labels} ASOF {kind} JOIN h ON l.k = h.k AND l.t >= h.t"
+        );
+        assert_eq!(lines(&context, &sql).await, ["7 25000 5000"], "{sql}");
+    }
+    let sql = format!(
+        "SELECT h.t FROM {labels} ASOF JOIN h MATCH_CONDITION (l.t >= h.t AND l.known >= h._ingested_at) USING (k) ORDER BY 1"
+    );
+    assert_eq!(lines(&context, &sql).await, ["900", "1800", "2700", "3600", "4500", "5000", "5000"]);
+}
