@@ -1,7 +1,7 @@
 //! The online store follows Iceberg: whatever snapshots it has not applied are replayed, in any order,
 //! because newer wins. The same code serves a write, a restart after a crash, and a store that was wiped.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use datafusion::catalog::TableProvider;
@@ -14,28 +14,16 @@ use uuid::Uuid;
 
 use super::Ingest;
 use crate::error::Result;
-use crate::model::{FeatureGroup, TableName};
+use crate::model::FeatureGroup;
 use crate::offline::{IcebergTable, OfflineTable};
-use crate::registry::Object;
 
-/// One catch-up per group at a time, and the groups that still need one.
+/// One catch-up per group at a time.
 #[derive(Debug, Default)]
-pub(super) struct Locks {
-    groups: Mutex<HashMap<Uuid, Arc<tokio::sync::Mutex<()>>>>,
-    behind: Mutex<BTreeSet<TableName>>,
-}
+pub(super) struct Locks(Mutex<HashMap<Uuid, Arc<tokio::sync::Mutex<()>>>>);
 
 impl Locks {
     fn of(&self, group: Uuid) -> Arc<tokio::sync::Mutex<()>> {
-        Arc::clone(self.groups.lock().entry(group).or_default())
-    }
-
-    pub(super) fn mark_behind(&self, name: &TableName) {
-        self.behind.lock().insert(name.clone());
-    }
-
-    fn take_behind(&self) -> BTreeSet<TableName> {
-        std::mem::take(&mut *self.behind.lock())
+        Arc::clone(self.0.lock().entry(group).or_default())
     }
 }
 
@@ -91,38 +79,22 @@ impl Ingest {
         Ok(applied)
     }
 
-    /// Catches up every feature group, as after a restart. A group that fails is tried again by [`Self::retry_behind`].
-    pub(crate) async fn catch_up_all(&self) -> Result<()> {
+    /// Catches up every feature group whose online view is behind its history: after a restart, after a write whose
+    /// client went away or whose store did not answer, and after the store was wiped. Cheap where nothing is missing.
+    /// Returns how many groups could not be caught up.
+    pub(crate) async fn catch_up_all(&self) -> Result<usize> {
         let listing = self.registry.listing().await?;
-        for (group, table) in self.registry.feature_groups(&listing).await? {
-            self.catch_up_or_mark(&group, &table).await;
-        }
-        Ok(())
-    }
-
-    /// Tries again the groups whose online view was left behind. Returns how many remain behind.
-    pub(crate) async fn retry_behind(&self) -> usize {
-        for name in self.locks.take_behind() {
-            match self.registry.object(&name).await {
-                Ok(Some(Object::FeatureGroup(group, table))) => self.catch_up_or_mark(&group, &table).await,
-                Ok(_) => {}
+        let mut behind = 0;
+        for (group, table) in self.registry.feature_groups(&listing).await {
+            match self.catch_up(&group, &table).await {
+                Ok(0) => {}
+                Ok(rows) => tracing::info!(group = %group.name, rows, "online store caught up"),
                 Err(error) => {
-                    tracing::warn!(group = %name, %error, "cannot look up a group that is behind online");
-                    self.locks.mark_behind(&name);
+                    tracing::debug!(group = %group.name, %error, "online store is behind");
+                    behind += 1;
                 }
             }
         }
-        self.locks.behind.lock().len()
-    }
-
-    async fn catch_up_or_mark(&self, group: &Arc<FeatureGroup>, table: &OfflineTable) {
-        match self.catch_up(group, table).await {
-            Ok(0) => {}
-            Ok(rows) => tracing::info!(group = %group.name, rows, "online store caught up"),
-            Err(error) => {
-                tracing::warn!(group = %group.name, %error, "online store is behind; it is retried");
-                self.locks.mark_behind(&group.name);
-            }
-        }
+        Ok(behind)
     }
 }

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch, new_null_array};
+use datafusion::arrow::array::{Array, ArrayRef, RecordBatch, new_null_array};
 use datafusion::arrow::compute::{CastOptions, cast_with_options};
-use datafusion::arrow::datatypes::{
-    DataType, FieldRef, Float64Type, Schema, SchemaRef, TimeUnit, TimestampNanosecondType,
-};
+use datafusion::arrow::datatypes::{DataType, FieldRef, Schema, SchemaRef};
+use datafusion::arrow::util::display::array_value_to_string;
 use datafusion::common::ScalarValue;
 
 use crate::error::{Error, Result};
@@ -179,59 +178,49 @@ fn fits(from: &DataType, to: &DataType) -> bool {
     }
 }
 
-/// The same values as `to`.
+/// The same values as `to`. A time without zone is UTC.
 ///
 /// # Errors
 /// `Invalid` where a value would overflow, or lose a fraction, digits or nanoseconds.
-fn lossless(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
-    if array.data_type() == to {
+pub(crate) fn lossless(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
+    let from = array.data_type();
+    if from == to {
         return Ok(Arc::clone(array));
     }
-    if array.data_type() == &DataType::Null {
+    if from == &DataType::Null {
         return Ok(new_null_array(to, array.len()));
     }
-    if let DataType::Timestamp(TimeUnit::Nanosecond, _) = array.data_type() {
-        let nanos = array.as_primitive::<TimestampNanosecondType>();
-        if let Some(value) = nanos.iter().flatten().find(|v| v % 1000 != 0) {
-            return Err(Error::invalid(format!(
-                "{value} ns since 1970 has nanoseconds, and times are kept in microseconds: round it first"
-            )));
+    let mut cast = cast_with_options(array, to, &STRICT)?;
+    if cast.data_type() != to {
+        // A list of fixed size keeps the name of its items; a list takes on the name that it is given.
+        cast = cast_with_options(&cast, to, &STRICT)?;
+    }
+    if !rounds(from, to) {
+        return Ok(cast);
+    }
+    let back = cast_with_options(&cast, from, &STRICT)?;
+    let changed = (0..array.len()).find(|&row| back.slice(row, 1).to_data() != array.slice(row, 1).to_data());
+    match changed {
+        None => Ok(cast),
+        Some(row) => {
+            let value = array_value_to_string(array, row)?;
+            Err(Error::invalid(format!("{value} does not fit {to} without loss: round or CAST it first")))
         }
     }
-    if let (DataType::Timestamp(_, None), DataType::Timestamp(unit, Some(_))) = (array.data_type(), to) {
-        // A time without zone is UTC; the plain cast would read it in the target's zone, which is UTC too.
-        let naive = cast_with_options(array, &DataType::Timestamp(*unit, None), &STRICT)?;
-        return Ok(cast_with_options(&naive, to, &STRICT)?);
-    }
-    let cast = cast_with_options(array, to, &STRICT)?;
-    check_fractions(array, to, &cast)?;
-    Ok(cast)
 }
 
-/// Number casts that round: the way back must give the same number.
-fn check_fractions(from: &ArrayRef, to: &DataType, cast: &ArrayRef) -> Result<()> {
-    let rounds = match (from.data_type(), to) {
-        (DataType::Float32 | DataType::Float64, t) => !matches!(t, DataType::Float32 | DataType::Float64),
-        (DataType::Decimal128(_, _), _) => true,
-        (DataType::Int64 | DataType::UInt64, DataType::Float32 | DataType::Float64) => false,
-        _ => false,
-    };
-    if !rounds {
-        return Ok(());
+/// Whether a cast may change a value without failing. Rounding to the nearest float of a column of floats is what
+/// such a column is for.
+fn rounds(from: &DataType, to: &DataType) -> bool {
+    use DataType as D;
+    match (from, to) {
+        (D::Float16 | D::Float32 | D::Float64 | D::Decimal128(_, _), D::Float32 | D::Float64) => false,
+        (D::Dictionary(_, from), to) => rounds(from, to),
+        (from, to) if from.is_numeric() || to.is_numeric() => true,
+        (D::Timestamp(from, _), D::Timestamp(to, _)) => from != to,
+        (D::Time32(_) | D::Time64(_) | D::Date64, _) => true,
+        (from, to) => from.is_nested() || to.is_nested(),
     }
-    let wide = |a: &ArrayRef| cast_with_options(a, &DataType::Float64, &STRICT);
-    let (before, after) = (wide(from)?, wide(cast)?);
-    let (before, after) = (before.as_primitive::<Float64Type>(), after.as_primitive::<Float64Type>());
-    for (before, after) in before.iter().zip(after.iter()) {
-        if let (Some(before), Some(after)) = (before, after)
-            && before != after
-        {
-            return Err(Error::invalid(format!(
-                "{before} does not fit {to} without rounding: CAST it first"
-            )));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

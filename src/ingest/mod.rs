@@ -21,7 +21,7 @@ use crate::online::OnlineStore;
 use crate::registry::{Object, Registry};
 
 use catch_up::Locks;
-pub(crate) use conform::Conform;
+pub(crate) use conform::{Conform, lossless};
 use stamp::{INGESTED_AT_PROPERTY, Stamps};
 
 /// The one way rows get in: from SQL and from bulk ingest.
@@ -80,8 +80,7 @@ impl Ingest {
             && let Err(error) = self.catch_up(group, &table).await
         {
             // The rows are durable and acknowledged; the online store is behind until it answers again.
-            tracing::warn!(group = %group.name, %error, "online store is behind; it is retried");
-            self.locks.mark_behind(&group.name);
+            tracing::warn!(group = %group.name, %error, "online store is behind until it answers");
         }
         Ok(count)
     }

@@ -115,6 +115,16 @@ impl FeatureGroup {
         for &key in &self.entity_key {
             self.validate_key(key, &mut keys)?;
         }
+        for &required in self.entity_key.iter().chain([&self.event_time]) {
+            let column = &self.columns[required];
+            if column.default.is_some() {
+                return Err(Error::invalid(format!(
+                    "column '{}' of feature group '{name}' is an entity key or the event time, which every row must \
+                     give: leave out its DEFAULT",
+                    column.field.name()
+                )));
+            }
+        }
         let time = &self.columns[self.event_time].field;
         if !matches!(time.data_type(), DataType::Timestamp(_, _)) {
             return Err(Error::invalid(format!(

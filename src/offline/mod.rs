@@ -1,6 +1,7 @@
 //! History: Iceberg tables, how they are found, read, written and committed.
 
 mod catalog;
+mod durable;
 mod files;
 mod scan;
 mod schema;

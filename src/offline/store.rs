@@ -1,7 +1,7 @@
 //! The offline store: creates, finds, appends to, replaces and drops Iceberg tables.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use moka::sync::Cache;
 use uuid::Uuid;
 
 use super::catalog::Catalog;
+use super::durable::{local_path, make_durable};
 use super::files::{ManifestCache, data_files};
 use super::schema::{arrow_schema, iceberg_schema};
 use super::snapshot;
@@ -290,7 +291,7 @@ impl OfflineStore {
                         .with_source(e)
                 })?
                 .with_next_version();
-            let (location, metadata) = self.write_metadata(next, location).await?;
+            let (location, metadata) = self.write_metadata(next, location, &written.files).await?;
             if self.catalog.swap(&table.name, &current.location, &location).await? {
                 return OfflineTable::new(table.name.clone(), &location, metadata);
             }
@@ -346,20 +347,25 @@ impl OfflineStore {
             written = Some(files);
         }
         let location = MetadataLocation::new_with_metadata(metadata.location(), &metadata);
-        let (location, metadata) = self.write_metadata(metadata, location).await?;
-        Ok(Built { location, metadata, rows: written.map_or(0, |w| w.rows) })
+        let (files, rows) = written.map_or((Vec::new(), 0), |w| (w.files, w.rows));
+        let (location, metadata) = self.write_metadata(metadata, location, &files).await?;
+        Ok(Built { location, metadata, rows })
     }
 
+    /// Writes metadata and makes it durable, with the data files that it names for the first time.
     async fn write_metadata(
         &self,
         metadata: TableMetadata,
         location: MetadataLocation,
+        new_files: &[DataFile],
     ) -> Result<(String, TableMetadataRef)> {
         metadata
             .write_to(&self.io, &location)
             .await
             .map_err(|e| Error::unavailable("cannot write table metadata to the warehouse").with_source(e))?;
         let (location, metadata) = (location.to_string(), Arc::new(metadata));
+        let data_files = new_files.iter().map(|f| local_path(f.file_path())).collect();
+        make_durable(&self.warehouse, &location, data_files).await?;
         self.metadata.insert(location.clone(), Arc::clone(&metadata));
         Ok((location, metadata))
     }
@@ -370,6 +376,12 @@ impl OfflineStore {
 
     async fn delete_files(&self, metadata: &TableMetadata) {
         let location = metadata.location();
+        let path = local_path(location);
+        let leaves = path.components().any(|c| c == Component::ParentDir);
+        if leaves || !path.starts_with(&self.warehouse) || path == self.warehouse {
+            tracing::info!(location, "files of a table outside the warehouse are left where they are");
+            return;
+        }
         if let Err(error) = self.io.delete_prefix(format!("{location}/")).await {
             tracing::warn!(location, %error, "files of a dropped table were not removed");
         }

@@ -48,7 +48,15 @@ pub(crate) fn properties_of(group: &FeatureGroup) -> Result<HashMap<String, Stri
     let mut defaults = BTreeMap::new();
     for column in &group.columns {
         if let Some(default) = &column.default {
-            defaults.insert(column.field.name().clone(), text_of(default)?);
+            let (name, data_type) = (column.field.name(), column.field.data_type());
+            let text =
+                default_text(default).filter(|text| default_of(text, data_type).as_ref() == Ok(default));
+            let text = text.ok_or_else(|| {
+                Error::unsupported(format!(
+                    "DEFAULT of column '{name}' is {data_type}, of which no default can be kept"
+                ))
+            })?;
+            defaults.insert(name.clone(), text);
         }
     }
     let ttl_us = group.ttl.map(|ttl| u64::try_from(ttl.as_micros()).unwrap_or(u64::MAX));
@@ -87,6 +95,13 @@ pub(super) fn object_of(table: OfflineTable) -> Result<Object> {
             stored.format
         )));
     }
+    let system = table.schema().fields().iter().rev().take(2).rev().map(|f| f.name().as_str());
+    if !system.eq([INGESTED_AT, SEQUENCE]) {
+        return Err(Error::unsupported(format!(
+            "feature group '{}' has columns that were added by another engine, which is not read yet: drop them there",
+            table.name()
+        )));
+    }
     let columns = columns_of(&table, &stored.defaults)?;
     let index = |name: &str| {
         columns
@@ -116,20 +131,28 @@ fn columns_of(table: &OfflineTable, defaults: &BTreeMap<String, String>) -> Resu
     declared
         .map(|field| {
             let default =
-                defaults.get(field.name()).map(|text| default_of(text, field.data_type())).transpose()?;
+                defaults.get(field.name()).map(|text| default_of(text, field.data_type())).transpose();
+            let default = default.map_err(|e| {
+                Error::corrupt(format!(
+                    "DEFAULT of column '{}' of feature group '{}': {e}",
+                    field.name(),
+                    table.name()
+                ))
+            })?;
             let description = iceberg.field_by_name(field.name()).and_then(|f| f.doc.clone());
             Ok(Column { field: Arc::clone(field), default, description })
         })
         .collect()
 }
 
-fn text_of(value: &ScalarValue) -> Result<String> {
-    match value.cast_to(&DataType::Utf8)? {
-        ScalarValue::Utf8(Some(text)) => Ok(text),
-        _ => Err(Error::invalid("a DEFAULT must not be NULL: leave it out instead")),
+/// A default as text, for people and for the table's properties; `None` for a type without a text form.
+pub(crate) fn default_text(value: &ScalarValue) -> Option<String> {
+    match value.cast_to(&DataType::Utf8) {
+        Ok(ScalarValue::Utf8(text)) => text,
+        _ => None,
     }
 }
 
-fn default_of(text: &str, data_type: &DataType) -> Result<ScalarValue> {
-    Ok(ScalarValue::Utf8(Some(text.to_owned())).cast_to(data_type)?)
+fn default_of(text: &str, data_type: &DataType) -> Result<ScalarValue, String> {
+    ScalarValue::Utf8(Some(text.to_owned())).cast_to(data_type).map_err(|e| e.to_string())
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use moka::sync::Cache;
 
-pub(crate) use definition::properties_of;
+pub(crate) use definition::{default_text, properties_of};
 
 use crate::error::Result;
 use crate::model::{FeatureGroup, TableName};
@@ -75,17 +75,18 @@ impl Registry {
         }
     }
 
-    /// Every feature group in `listing`, ordered by name.
-    pub(crate) async fn feature_groups(
-        &self,
-        listing: &Listing,
-    ) -> Result<Vec<(Arc<FeatureGroup>, OfflineTable)>> {
+    /// Every feature group in `listing`, ordered by name, but for those that cannot be read.
+    pub(crate) async fn feature_groups(&self, listing: &Listing) -> Vec<(Arc<FeatureGroup>, OfflineTable)> {
         let mut groups = Vec::new();
         for name in listing.tables.keys() {
-            if let Some(Object::FeatureGroup(group, table)) = self.object_in(listing, name).await? {
-                groups.push((group, table));
+            match self.object_in(listing, name).await {
+                Ok(Some(Object::FeatureGroup(group, table))) => groups.push((group, table)),
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(table = %name, %error, "a table that cannot be read is passed over")
+                }
             }
         }
-        Ok(groups)
+        groups
     }
 }

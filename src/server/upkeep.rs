@@ -8,8 +8,8 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::sql::Engine;
 
-/// How long a feature group waits whose online view was left behind because its store did not answer.
-const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the online store is compared with the history that it serves.
+const CATCH_UP_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Runs until it is stopped or dropped.
 #[derive(Debug)]
@@ -30,13 +30,14 @@ impl Upkeep {
 
     pub(super) fn start(engine: Arc<Engine>) -> Self {
         Self(tokio::spawn(async move {
-            let mut ticks = interval(RETRY_INTERVAL);
+            let mut ticks = interval(CATCH_UP_INTERVAL);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 ticks.tick().await;
-                let behind = engine.retry_behind().await;
-                if behind > 0 {
-                    tracing::warn!(behind, "feature groups are behind online; retrying");
+                match engine.catch_up().await {
+                    Ok(0) => {}
+                    Ok(behind) => tracing::warn!(behind, "feature groups are behind online; retrying"),
+                    Err(error) => tracing::warn!(%error, "cannot see which feature groups are behind online"),
                 }
             }
         }))

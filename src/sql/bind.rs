@@ -7,10 +7,11 @@ use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef}
 use datafusion::common::metadata::ScalarAndMetadata;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{ParamValues, ScalarValue};
-use datafusion::logical_expr::{Expr, LogicalPlan, Values};
+use datafusion::logical_expr::{DmlStatement, EmptyRelation, Expr, LogicalPlan, Union, Values};
 
 use super::latest::bind_latest_rows;
 use crate::error::{Error, Result};
+use crate::ingest::lossless;
 
 /// One field for each parameter, in order, named `$1`, `$2`, …; its type is Null where the plan does not tell.
 pub(super) fn parameters(plan: &LogicalPlan) -> Result<SchemaRef> {
@@ -35,9 +36,42 @@ pub(super) fn parameters(plan: &LogicalPlan) -> Result<SchemaRef> {
     Ok(Arc::new(Schema::new(fields)))
 }
 
-/// The plans that together run `plan` once for each row of `values`: one plan where `LATEST` or a single
-/// `VALUES` list can take all rows, else one for each row.
-pub(super) fn bind(plan: LogicalPlan, values: Option<&RecordBatch>) -> Result<Vec<LogicalPlan>> {
+/// How many executions of one INSERT … SELECT are planned as one.
+const UNION_ROWS_MAX: usize = 1000;
+
+/// A statement with its values: executions, in order, that together run it once for each row of values.
+pub(super) enum Bound {
+    /// All rows in one plan, because `LATEST`, a `VALUES` list or an INSERT can take them together.
+    Together(LogicalPlan),
+    /// Each row in a plan of its own, made when its turn comes.
+    RowByRow { plan: LogicalPlan, values: RecordBatch },
+}
+
+impl Bound {
+    /// How many plans there are.
+    pub(super) fn executions(&self) -> usize {
+        match self {
+            Self::Together(_) => 1,
+            Self::RowByRow { values, .. } => values.num_rows(),
+        }
+    }
+
+    /// The plan of one execution.
+    pub(super) fn plan(&self, execution: usize) -> Result<LogicalPlan> {
+        match self {
+            Self::Together(plan) => Ok(plan.clone()),
+            Self::RowByRow { plan, values } => {
+                bind_row(plan.clone(), row_of(parameters(plan)?.as_ref(), values, execution)?)
+            }
+        }
+    }
+}
+
+/// Puts `values` (columns in parameter order) into `plan`.
+///
+/// # Errors
+/// `Invalid` where their number or a type does not fit.
+pub(super) fn bind(plan: LogicalPlan, values: Option<&RecordBatch>) -> Result<Bound> {
     let parameters = parameters(&plan)?;
     let given = values.map_or(0, RecordBatch::num_columns);
     if given != parameters.fields().len() {
@@ -48,22 +82,45 @@ pub(super) fn bind(plan: LogicalPlan, values: Option<&RecordBatch>) -> Result<Ve
             if given == 1 { "is" } else { "are" },
         )));
     }
-    let Some(values) = values.filter(|_| given > 0) else { return Ok(vec![plan]) };
+    let Some(values) = values.filter(|_| given > 0) else { return Ok(Bound::Together(plan)) };
     if let Some(looked_up) = bind_latest_rows(&plan, values)? {
-        return Ok(vec![looked_up]);
+        return Ok(Bound::Together(looked_up));
     }
-    let rows: Vec<Vec<ScalarValue>> = (0..values.num_rows())
-        .map(|row| {
-            let cells = values.columns().iter().zip(parameters.fields());
-            cells.map(|(column, field)| cell(column, row, field)).collect::<Result<_>>()
-        })
-        .collect::<Result<_>>()?;
-    if rows.len() != 1
-        && let Some(widened) = widen_values(&plan, &rows)?
+    if let LogicalPlan::Dml(insert) = &plan
+        && values.num_rows() != 1
     {
-        return Ok(vec![widened]);
+        return insert_all(insert, &parameters, values).map(Bound::Together);
     }
-    rows.into_iter().map(|row| bind_row(plan.clone(), row)).collect()
+    Ok(Bound::RowByRow { plan, values: values.clone() })
+}
+
+/// One INSERT of the rows of all executions: all of them or none, in one write.
+fn insert_all(insert: &DmlStatement, parameters: &Schema, values: &RecordBatch) -> Result<LogicalPlan> {
+    let rows = values.num_rows();
+    if rows == 0 {
+        let schema = Arc::clone(insert.input.schema());
+        let none = LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: false, schema });
+        return Ok(LogicalPlan::Dml(DmlStatement { input: Arc::new(none), ..insert.clone() }));
+    }
+    if let Some(widened) = widen_values(&insert.input, parameters, values)? {
+        return Ok(LogicalPlan::Dml(DmlStatement { input: Arc::new(widened), ..insert.clone() }));
+    }
+    if rows > UNION_ROWS_MAX {
+        return Err(Error::invalid(format!(
+            "{rows} rows were bound to an INSERT that is not of the form INSERT … VALUES (?, …), which takes at most \
+             {UNION_ROWS_MAX} at a time: use bulk ingest"
+        )));
+    }
+    let inputs =
+        (0..rows).map(|row| bind_row(insert.input.as_ref().clone(), row_of(parameters, values, row)?));
+    let inputs: Vec<Arc<LogicalPlan>> = inputs.map(|plan| plan.map(Arc::new)).collect::<Result<_>>()?;
+    let input = LogicalPlan::Union(Union { inputs, schema: Arc::clone(insert.input.schema()) });
+    Ok(LogicalPlan::Dml(DmlStatement { input: Arc::new(input), ..insert.clone() }))
+}
+
+/// The values of one execution, of the parameters' types.
+fn row_of(parameters: &Schema, values: &RecordBatch, row: usize) -> Result<Vec<ScalarValue>> {
+    values.columns().iter().zip(parameters.fields()).map(|(column, field)| cell(column, row, field)).collect()
 }
 
 fn cell(
@@ -71,14 +128,14 @@ fn cell(
     row: usize,
     parameter: &FieldRef,
 ) -> Result<ScalarValue> {
-    let value = ScalarValue::try_from_array(column, row)?;
-    match parameter.data_type() {
-        DataType::Null => Ok(value),
-        wanted if *wanted == value.data_type() => Ok(value),
-        wanted => value.cast_to(wanted).map_err(|e| {
-            Error::invalid(format!("parameter {} takes {wanted}, not {value}: {e}", parameter.name()))
-        }),
-    }
+    let value = column.slice(row, 1);
+    let value = match parameter.data_type() {
+        DataType::Null => value,
+        wanted => lossless(&value, wanted).map_err(|e| {
+            Error::invalid(format!("parameter {} takes {wanted}: {}", parameter.name(), e.message()))
+        })?,
+    };
+    Ok(ScalarValue::try_from_array(&value, 0)?)
 }
 
 fn bind_row(plan: LogicalPlan, row: Vec<ScalarValue>) -> Result<LogicalPlan> {
@@ -88,16 +145,20 @@ fn bind_row(plan: LogicalPlan, row: Vec<ScalarValue>) -> Result<LogicalPlan> {
 
 /// `… VALUES ($1, $2) …` with n rows is `VALUES` of n rows, where nothing else has a parameter and every
 /// node above keeps rows apart.
-fn widen_values(plan: &LogicalPlan, rows: &[Vec<ScalarValue>]) -> Result<Option<LogicalPlan>> {
+fn widen_values(
+    plan: &LogicalPlan,
+    parameters: &Schema,
+    values: &RecordBatch,
+) -> Result<Option<LogicalPlan>> {
     if !rows_stay_apart(plan) || count_placeholders(plan)? != values_placeholders(plan)? {
         return Ok(None);
     }
     let widened = plan.clone().transform_down(|node| match node {
         LogicalPlan::Values(Values { schema, values: list }) if has_placeholder(&list)? => {
-            let mut bound = Vec::with_capacity(list.len() * rows.len());
-            for row in rows {
+            let mut bound = Vec::with_capacity(list.len() * values.num_rows());
+            for row in 0..values.num_rows() {
                 let one = LogicalPlan::Values(Values { schema: Arc::clone(&schema), values: list.clone() });
-                if let LogicalPlan::Values(one) = bind_row(one, row.clone())? {
+                if let LogicalPlan::Values(one) = bind_row(one, row_of(parameters, values, row)?)? {
                     bound.extend(one.values);
                 }
             }
@@ -112,10 +173,7 @@ fn widen_values(plan: &LogicalPlan, rows: &[Vec<ScalarValue>]) -> Result<Option<
 fn rows_stay_apart(plan: &LogicalPlan) -> bool {
     match plan {
         LogicalPlan::Values(_) => true,
-        LogicalPlan::Projection(_)
-        | LogicalPlan::Filter(_)
-        | LogicalPlan::SubqueryAlias(_)
-        | LogicalPlan::Dml(_) => {
+        LogicalPlan::Projection(_) | LogicalPlan::Filter(_) | LogicalPlan::SubqueryAlias(_) => {
             let inputs = plan.inputs();
             inputs.len() == 1 && rows_stay_apart(inputs[0])
         }

@@ -110,7 +110,7 @@ impl Session {
             (None, IfNotExists::Create, _) | (Some(_), _, IfExists::Replace) => {}
         }
         let batches = nullable(batches);
-        let table = TempTable::new(&name.name, batches.schema(), &self.engine.runtime.memory_pool);
+        let table = TempTable::new(&name.name, &batches.schema(), &self.engine.runtime.memory_pool)?;
         let count = table.append(batches).await?;
         self.catalog.temp.insert(&name.name, Arc::new(table), target.if_exists == IfExists::Replace)?;
         Ok(count)

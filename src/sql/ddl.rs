@@ -30,6 +30,10 @@ const SETTINGS: [&str; 3] = [
     "datafusion.execution.target_partitions",
 ];
 
+/// Bounds of a session's settings.
+const BATCH_ROWS_MAX: usize = 1 << 20;
+const PARTITIONS_MAX: usize = 256;
+
 pub(super) const RESERVED_SCHEMAS: [&str; 2] = [system::SCHEMA, "information_schema"];
 
 impl Session {
@@ -177,11 +181,11 @@ impl Session {
         let (table, count) = match rows {
             Some(query) => {
                 let rows = nullable(run(state, query).await?);
-                let table = TempTable::new(&name.name, rows.schema(), pool);
+                let table = TempTable::new(&name.name, &rows.schema(), pool)?;
                 let count = table.append(rows).await?;
                 (table, count)
             }
-            None => (TempTable::new(&name.name, Arc::clone(schema), pool), 0),
+            None => (TempTable::new(&name.name, schema, pool)?, 0),
         };
         self.catalog.temp.insert(&name.name, Arc::new(table), or_replace)?;
         Ok(count)
@@ -273,7 +277,7 @@ impl Session {
     }
 
     pub(super) async fn run_setting(&self, statement: LogicalStatement) -> Result<()> {
-        let LogicalStatement::SetVariable(SetVariable { variable, .. }) = &statement else {
+        let LogicalStatement::SetVariable(SetVariable { variable, value }) = &statement else {
             return Err(Error::unsupported(format!("{} is not supported", statement.name())));
         };
         if !SETTINGS.contains(&variable.as_str()) && variable != "time.zone" && variable != "timezone" {
@@ -282,6 +286,7 @@ impl Session {
                 SETTINGS.join(", ")
             )));
         }
+        check_setting(variable, value)?;
         self.context.execute_logical_plan(LogicalPlan::Statement(statement)).await?;
         Ok(())
     }
@@ -316,6 +321,24 @@ impl Session {
                 name.name
             ))),
         }
+    }
+}
+
+/// Values outside these bounds would not fail but give wrong answers, or none.
+fn check_setting(variable: &str, value: &str) -> Result<()> {
+    let bounded = |max: usize| match value.parse::<usize>() {
+        Ok(number) if (1..=max).contains(&number) => Ok(()),
+        _ => Err(Error::invalid(format!("setting '{variable}' is a number from 1 to {max}, not '{value}'"))),
+    };
+    match variable {
+        "datafusion.execution.batch_size" => bounded(BATCH_ROWS_MAX),
+        "datafusion.execution.target_partitions" => bounded(PARTITIONS_MAX),
+        _ => match value.parse::<datafusion::arrow::array::timezone::Tz>() {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::invalid(format!(
+                "'{value}' is not a time zone: write UTC, +02:00 or Europe/Berlin"
+            ))),
+        },
     }
 }
 

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::datatypes::{DataType, Field, Schema};
+use datafusion::common::tree_node::TreeNode;
 use datafusion::common::{DFSchema, ScalarValue};
 use datafusion::execution::SessionState;
-use datafusion::logical_expr::{CreateMemoryTable, DdlStatement, Expr, LogicalPlan};
+use datafusion::logical_expr::{CreateMemoryTable, DdlStatement, Expr, LogicalPlan, Volatility};
 use datafusion::physical_plan::ColumnarValue;
 use datafusion::sql::parser::Statement as DataFusionStatement;
 use datafusion::sql::sqlparser::ast::helpers::stmt_create_table::CreateTableBuilder;
@@ -18,7 +19,7 @@ use uuid::Uuid;
 
 use super::statement::CreateFeatureGroup;
 use crate::error::{Error, Result};
-use crate::model::{Column, FeatureGroup, TableName};
+use crate::model::{Column, FeatureGroup, RowLayout, TableName};
 use crate::offline::storage_type;
 
 /// The definition, validated. Its id is not the table's yet: the table is created from it.
@@ -72,6 +73,9 @@ pub(super) async fn feature_group(
         online: options.online,
     };
     group.validate()?;
+    if group.online {
+        RowLayout::new(&group)?;
+    }
     Ok(group)
 }
 
@@ -118,6 +122,14 @@ fn comment_of(column: &ColumnDef) -> Option<String> {
 
 /// The value of a constant expression, as `data_type`.
 fn constant(state: &SessionState, column: &str, expr: &Expr, data_type: &DataType) -> Result<ScalarValue> {
+    let varies = expr.exists(|part| {
+        Ok(matches!(part, Expr::ScalarFunction(call) if call.func.signature().volatility != Volatility::Immutable))
+    })?;
+    if varies {
+        return Err(Error::invalid(format!(
+            "DEFAULT of column '{column}' is not constant: give a value, not {expr}"
+        )));
+    }
     let wrong =
         |e: Error| Error::invalid(format!("DEFAULT of column '{column}' is not a constant {data_type}: {e}"));
     let evaluate = || -> Result<ScalarValue> {

@@ -119,14 +119,10 @@ impl Engine {
         Arc::new(Session::new(Arc::clone(self), context, catalog))
     }
 
-    /// Brings the online store up to the Iceberg snapshots that it has not applied, as after a restart.
-    pub(crate) async fn catch_up(&self) -> Result<()> {
+    /// Brings the online store up to the Iceberg snapshots that it has not applied; cheap where it has. Returns how
+    /// many feature groups remain behind, because the store does not answer.
+    pub(crate) async fn catch_up(&self) -> Result<usize> {
         self.ingest.catch_up_all().await
-    }
-
-    /// Tries again the groups whose online view was left behind. Returns how many remain behind.
-    pub(crate) async fn retry_behind(&self) -> usize {
-        self.ingest.retry_behind().await
     }
 
     fn context(&self) -> SessionContext {

@@ -96,7 +96,9 @@ impl Session {
                 kind: StatementKind::Query,
                 parameters: bind::parameters(&plan)?,
                 schema: match values {
-                    Some(_) => result_schema(&bind::bind(plan, values)?)?,
+                    Some(values) => {
+                        result_schema(&bind::bind(plan, Some(&values.slice(0, values.num_rows().min(1))))?)?
+                    }
                     None => wire_schema(plan.schema().as_arrow()),
                 },
             },
@@ -124,18 +126,20 @@ impl Session {
         let Planned::Query(plan) = self.plan(&state, sql).await? else {
             return Err(Error::invalid("the statement returns no rows: run it as an update"));
         };
-        let mut plans = bind::bind(plan, parameters)?;
-        let schema = result_schema(&plans)?;
-        if plans.len() == 1 {
-            let rows = run(&state, &plans.remove(0)).await?;
+        let bound = bind::bind(plan, parameters)?;
+        let schema = result_schema(&bound)?;
+        if bound.executions() == 1 {
+            let rows = run(&state, &bound.plan(0)?).await?;
             return Ok(to_wire(rows, &schema));
         }
-        let (each, state) = (Arc::clone(&schema), Arc::new(state));
-        let rows = futures::stream::iter(plans)
-            .then(move |plan| {
-                let (each, state) = (Arc::clone(&each), Arc::clone(&state));
+        let (each, shared) = (Arc::clone(&schema), Arc::new((state, bound)));
+        let rows = futures::stream::iter(0..shared.1.executions())
+            .then(move |execution| {
+                let (each, shared) = (Arc::clone(&each), Arc::clone(&shared));
                 async move {
-                    run(&state, &plan).await.map(|rows| to_wire(rows, &each)).map_err(DataFusionError::from)
+                    let (state, bound) = shared.as_ref();
+                    let rows = run(state, &bound.plan(execution)?).await?;
+                    Ok::<_, DataFusionError>(to_wire(rows, &each))
                 }
             })
             .try_flatten();
@@ -160,9 +164,10 @@ impl Session {
                 self.drop_feature_group(&name, if_exists).await.map(|()| 0)
             }
             Planned::Update(plan) => {
+                let bound = bind::bind(plan, parameters)?;
                 let mut changed = 0;
-                for plan in bind::bind(plan, parameters)? {
-                    changed += self.run_update(&state, plan).await?;
+                for execution in 0..bound.executions() {
+                    changed += self.run_update(&state, bound.plan(execution)?).await?;
                 }
                 Ok(changed)
             }
@@ -185,6 +190,9 @@ impl Session {
             ))),
             LogicalPlan::Ddl(ddl) => self.run_ddl(state, ddl).await,
             LogicalPlan::Statement(statement) => self.run_setting(statement).await.map(|()| 0),
+            LogicalPlan::Copy(_) => Err(Error::unsupported(
+                "COPY is not supported: the server reads and writes no files for its clients; fetch the rows, or use bulk ingest",
+            )),
             other => Err(Error::unsupported(format!("{} is not supported", other.display()))),
         }
     }
@@ -252,9 +260,11 @@ pub(super) async fn run(state: &SessionState, plan: &LogicalPlan) -> Result<Send
 }
 
 /// The one schema of the executions of a query.
-fn result_schema(plans: &[LogicalPlan]) -> Result<SchemaRef> {
-    let first = plans.first().ok_or_else(|| Error::invalid("parameters were bound with no row of values"))?;
-    Ok(wire_schema(first.schema().as_arrow()))
+fn result_schema(bound: &bind::Bound) -> Result<SchemaRef> {
+    if bound.executions() == 0 {
+        return Err(Error::invalid("parameters were bound with no row of values"));
+    }
+    Ok(wire_schema(bound.plan(0)?.schema().as_arrow()))
 }
 
 /// Drains an INSERT, whose one row says how many rows it added.

@@ -8,11 +8,11 @@ use datafusion::arrow::array::{
 };
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef};
 use datafusion::catalog::{MemTable, TableProvider};
-use datafusion::common::ScalarValue;
 
 use crate::error::Result;
 use crate::model::{Column, FeatureGroup};
 use crate::offline::OfflineTable;
+use crate::registry::default_text;
 
 pub(super) const SCHEMA: &str = "system";
 pub(super) const TABLES: [&str; 2] = ["feature_groups", "features"];
@@ -63,7 +63,7 @@ fn features(groups: &[&FeatureGroup]) -> Result<RecordBatch> {
         ("position", Arc::new(Int64Array::from_iter_values(rows.iter().map(|(_, i)| *i as i64 + 1)))),
         ("role", text(&|g, i| Some(role(g, i).to_owned()))),
         ("data_type", text(&|g, i| Some(g.columns[i].field.data_type().to_string()))),
-        ("default", text(&|g, i| g.columns[i].default.as_ref().map(ScalarValue::to_string))),
+        ("default", text(&|g, i| g.columns[i].default.as_ref().and_then(default_text))),
         ("description", text(&|g, i| g.columns[i].description.clone())),
     ];
     Ok(RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true)))?)
@@ -80,7 +80,7 @@ pub(super) fn describe(fields: &[FieldRef], group: Option<&FeatureGroup>) -> Res
         ("data_type", text(&|i| Some(fields[i].data_type().to_string()))),
         ("is_nullable", text(&|i| Some(if fields[i].is_nullable() { "YES" } else { "NO" }.to_owned()))),
         ("role", text(&|i| group.map(|g| role(g, i).to_owned()))),
-        ("default", text(&|i| column(i)?.default.as_ref().map(ScalarValue::to_string))),
+        ("default", text(&|i| column(i)?.default.as_ref().and_then(default_text))),
         ("description", text(&|i| column(i)?.description.clone())),
     ];
     Ok(RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true)))?)

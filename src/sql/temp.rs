@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::arrow::array::RecordBatch;
-use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::arrow::datatypes::{Schema, SchemaRef};
 use datafusion::catalog::{MemTable, Session, TableProvider};
 use datafusion::common::Result as DataFusionResult;
 use datafusion::datasource::TableType;
@@ -24,6 +24,7 @@ use super::insert::append_only;
 use crate::error::{Error, Result};
 use crate::ingest::Conform;
 use crate::model::TableName;
+use crate::offline::storage_schema;
 
 /// A session's temporary tables and views, by name.
 #[derive(Debug, Default)]
@@ -70,11 +71,14 @@ struct Rows {
 }
 
 impl TempTable {
-    /// An empty table.
-    pub(super) fn new(name: &str, schema: SchemaRef, pool: &Arc<dyn MemoryPool>) -> Self {
+    /// An empty table for rows of `schema`, kept under the types of a stored table.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the column, where a type has no place in a table.
+    pub(super) fn new(name: &str, schema: &Schema, pool: &Arc<dyn MemoryPool>) -> Result<Self> {
         let reservation = MemoryConsumer::new(format!("temporary table '{name}'")).register(pool);
         let rows = Arc::new(Mutex::new(Rows { batches: Vec::new(), reservation }));
-        Self { name: TableName::new("temp", name), schema, rows }
+        Ok(Self { name: TableName::new("temp", name), schema: storage_schema(schema)?, rows })
     }
 
     /// Appends all rows, or none where one does not fit.

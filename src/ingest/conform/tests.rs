@@ -1,7 +1,8 @@
+use datafusion::arrow::array::AsArray;
 use datafusion::arrow::array::{
     Float64Array, Int32Array, Int64Array, StringArray, StringViewArray, TimestampNanosecondArray,
 };
-use datafusion::arrow::datatypes::{Field, Int64Type, TimestampMicrosecondType};
+use datafusion::arrow::datatypes::{Field, Int64Type, TimeUnit, TimestampMicrosecondType};
 
 use super::*;
 
@@ -64,14 +65,38 @@ fn what_does_not_fit_is_named() {
             "have column 'extra' that the table does not have",
         ),
         (vec![("id", text), names(), times(0)], "column 'id' of 'public.t' is Int64, but the rows give Utf8"),
-        (vec![("id", fraction), names(), times(0)], "7.5 does not fit Int64 without rounding"),
+        (vec![("id", fraction), names(), times(0)], "7.5 does not fit Int64 without loss"),
         (vec![("id", huge), names(), times(0)], "column 'id' of 'public.t'"),
         (vec![ids(vec![None]), names(), times(0)], "'id' of 'public.t' is NULL (first in row 0"),
-        (vec![ids(vec![Some(1)]), names(), times(1)], "1 ns since 1970 has nanoseconds"),
+        (vec![ids(vec![Some(1)]), names(), times(1)], "does not fit Timestamp(µs, \"UTC\") without loss"),
     ];
     for (columns, expected) in cases {
         let error = conform(columns).unwrap_err();
         assert_eq!(error.kind(), crate::error::ErrorKind::Invalid);
         assert!(error.to_string().contains(expected), "{error}");
     }
+}
+
+#[test]
+fn nothing_is_lost_in_a_cast_that_passes() {
+    use datafusion::arrow::array::{Decimal128Array, ListArray};
+    let item = |t| Arc::new(Field::new("item", t, true));
+    let floats = ListArray::from_iter_primitive::<datafusion::arrow::datatypes::Float64Type, _, _>([
+        Some(vec![Some(1.0), None]),
+        Some(vec![Some(1.5)]),
+    ]);
+    let big = Decimal128Array::from(vec![1_234_567_890_123_456_789]).with_precision_and_scale(20, 2).unwrap();
+    let cases: Vec<(ArrayRef, DataType, &str)> = vec![
+        (Arc::new(big), DataType::Decimal128(20, 1), "12345678901234567.89"),
+        (Arc::new(floats.clone()), DataType::List(item(DataType::Int32)), "[1.5]"),
+        (Arc::new(Int64Array::from(vec![(1 << 53) + 1])), DataType::Float64, "9007199254740993"),
+    ];
+    for (array, to, named) in cases {
+        let error = lossless(&array, &to).unwrap_err();
+        assert!(error.to_string().contains(named), "{error}");
+    }
+    let whole: ArrayRef = Arc::new(floats.slice(0, 1));
+    assert_eq!(lossless(&whole, &DataType::List(item(DataType::Int32))).unwrap().len(), 1);
+    let exact: ArrayRef = Arc::new(Int64Array::from(vec![Some(1 << 53), None]));
+    assert_eq!(lossless(&exact, &DataType::Float64).unwrap().null_count(), 1);
 }

@@ -219,3 +219,44 @@ async fn latest_serves_what_was_inserted() {
     .await;
     assert!(joined.contains("books") && !joined.contains("toys"), "{joined}");
 }
+
+#[tokio::test]
+async fn an_insert_of_many_bound_rows_is_one_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let session = engine(dir.path()).await.session();
+    session.update("CREATE TABLE t (id BIGINT NOT NULL)", None).await.unwrap();
+    let bound = |ids: Vec<Option<i64>>| {
+        let ids = Arc::new(Int64Array::from(ids)) as _;
+        RecordBatch::try_from_iter_with_nullable([("id", ids, true)]).unwrap()
+    };
+    for insert in ["INSERT INTO t VALUES (?)", "INSERT INTO t SELECT CAST(? AS BIGINT)"] {
+        let bad = session.update(insert, Some(&bound(vec![Some(1), None, Some(3)]))).await;
+        assert_eq!(bad.unwrap_err().kind(), ErrorKind::Invalid, "{insert}");
+        assert!(table(&session, "SELECT count(*) FROM t").await.contains("| 0 "), "{insert}");
+        assert_eq!(session.update(insert, Some(&bound(vec![]))).await.unwrap(), 0, "{insert}");
+        assert_eq!(
+            session.update(insert, Some(&bound(vec![Some(1), Some(3)]))).await.unwrap(),
+            2,
+            "{insert}"
+        );
+        session.update("DROP TABLE t", None).await.unwrap();
+        session.update("CREATE TABLE t (id BIGINT NOT NULL)", None).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn settings_out_of_bounds_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let session = engine(dir.path()).await.session();
+    for (setting, value, good) in [
+        ("datafusion.execution.batch_size", "0", false),
+        ("datafusion.execution.batch_size", "100", true),
+        ("datafusion.execution.target_partitions", "20000", false),
+        ("datafusion.execution.time_zone", "'nonsense'", false),
+        ("datafusion.execution.time_zone", "'+02:00'", true),
+        ("datafusion.optimizer.subset_repartition_threshold", "1", false),
+    ] {
+        let set = session.update(&format!("SET {setting} = {value}"), None).await;
+        assert_eq!(set.is_ok(), good, "{setting} = {value}: {set:?}");
+    }
+}
