@@ -5,19 +5,20 @@ mod describe;
 mod output;
 mod progress;
 mod repl;
+mod session;
 mod split;
 mod table;
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read};
 use std::path::Path;
-use std::time::Instant;
 
-use crate::config::{OutputFormat, SqlArgs};
+use crate::config::SqlArgs;
 use crate::error::{Error, Result};
-use client::{Answer, Client};
-use progress::Progress;
+use client::Client;
+use session::{Next, Session};
+use split::Item;
 
-/// Runs what `args` says: the SQL of `-c` or `-f`, what standard input holds, or a shell on a terminal.
+/// Runs what `args` says: the script of `-c` or `-f`, what standard input holds, or a shell on a terminal.
 ///
 /// # Errors
 /// The first statement's that fails, with the server's message. A closed standard output is no error.
@@ -28,20 +29,23 @@ pub async fn run(args: SqlArgs) -> Result<()> {
         (None, None) if io::stdin().is_terminal() => None,
         (None, None) => Some(read_script(Path::new("-"))?),
     };
-    let statements = script.as_deref().map(split::all).transpose()?;
-    let mut client = Client::connect(&args.url).await?;
-    match statements {
-        Some(statements) => {
-            for sql in statements {
-                match execute(&mut client, &sql, args.format, false).await {
-                    Err(Failure::OutputClosed) => return Ok(()),
-                    other => other.map_err(Failure::into_error)?,
-                }
-            }
-            Ok(())
-        }
-        None => repl::run(client, &args.url, args.format).await,
+    let script = script.as_deref().map(split::all).transpose()?;
+    let client = Client::connect(&args.url).await?;
+    match script {
+        Some(items) => run_script(Session::new(client, args.format, false), &items).await,
+        None => repl::run(Session::new(client, args.format, true), &args.url).await,
     }
+}
+
+async fn run_script(mut session: Session, items: &[Item]) -> Result<()> {
+    for item in items {
+        match session.run(item).await {
+            Ok(Next::GoOn) => {}
+            Ok(Next::Leave) | Err(Failure::OutputClosed) => break,
+            Err(Failure::Error(error)) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn read_script(path: &Path) -> Result<String> {
@@ -61,15 +65,6 @@ enum Failure {
     Error(Error),
 }
 
-impl Failure {
-    fn into_error(self) -> Error {
-        match self {
-            Self::OutputClosed => Error::unavailable("standard output was closed"),
-            Self::Error(error) => error,
-        }
-    }
-}
-
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self::Error(error)
@@ -83,35 +78,4 @@ impl From<io::Error> for Failure {
             _ => Self::Error(Error::unavailable(format!("cannot write the output: {error}"))),
         }
     }
-}
-
-/// Runs one statement and writes its result; says how long it took when `timed`.
-async fn execute(client: &mut Client, sql: &str, format: OutputFormat, timed: bool) -> Result<(), Failure> {
-    let started = Instant::now();
-    let mut progress = Progress::start();
-    let stdout = io::stdout();
-    match progress.watch(client.run(sql)).await? {
-        Answer::Affected(rows) => {
-            progress.finish();
-            if format == OutputFormat::Table {
-                let mut out = stdout.lock();
-                writeln!(
-                    out,
-                    "OK{}{}",
-                    output::affected(rows),
-                    output::elapsed(timed.then(|| started.elapsed()))
-                )?;
-            }
-        }
-        Answer::Rows { schema, mut batches } => {
-            let mut writer = output::Writer::new(format, &schema, io::BufWriter::new(stdout));
-            while let Some(batch) = progress.watch(client::next(&mut batches)).await? {
-                progress.rows(batch.num_rows());
-                progress.suspend(|| writer.write(&batch))?;
-            }
-            progress.finish();
-            writer.finish(timed.then(|| started.elapsed()))?;
-        }
-    }
-    Ok(())
 }

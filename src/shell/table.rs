@@ -27,9 +27,9 @@ pub(super) struct TableWriter<W> {
 
 impl<W: Write> TableWriter<W> {
     pub(super) fn new(schema: &SchemaRef, out: W) -> Self {
-        let names: Vec<String> = schema.fields().iter().map(|field| one_line(field.name())).collect();
+        let names: Vec<String> = schema.fields().iter().map(|field| printable(field.name())).collect();
         let right = schema.fields().iter().map(|field| field.data_type().is_numeric()).collect();
-        let widths = names.iter().map(|name| name.width()).collect();
+        let widths = names.iter().map(|name| width(name)).collect();
         Self { out, names, right, widths, waiting: Vec::new(), header_written: false }
     }
 
@@ -43,7 +43,7 @@ impl<W: Write> TableWriter<W> {
             .map_err(Error::from)?;
         for row in 0..batch.num_rows() {
             let cells =
-                formatters.iter().map(|formatter| Ok(one_line(&formatter.value(row).try_to_string()?)));
+                formatters.iter().map(|formatter| Ok(printable(&formatter.value(row).try_to_string()?)));
             let cells: Vec<String> =
                 cells.collect::<Result<_, arrow::error::ArrowError>>().map_err(Error::from)?;
             self.waiting.push(cells);
@@ -64,7 +64,7 @@ impl<W: Write> TableWriter<W> {
         let rows = std::mem::take(&mut self.waiting);
         for row in &rows {
             for (width, cell) in self.widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.width());
+                *width = (*width).max(self::width(cell));
             }
         }
         if !self.header_written {
@@ -80,6 +80,7 @@ impl<W: Write> TableWriter<W> {
     }
 }
 
+/// Writes a row, in as many lines as its highest cell has.
 fn write_row(
     out: &mut impl Write,
     cells: &[String],
@@ -87,26 +88,37 @@ fn write_row(
     right: &[bool],
 ) -> std::io::Result<()> {
     let last = cells.len().saturating_sub(1);
-    for (column, cell) in cells.iter().enumerate() {
-        let padding = widths[column].saturating_sub(cell.width());
-        let separator = if column == 0 { " " } else { " | " };
-        match (right[column], column == last) {
-            (true, _) => write!(out, "{separator}{:padding$}{cell}", "")?,
-            (false, true) => write!(out, "{separator}{cell}")?,
-            (false, false) => write!(out, "{separator}{cell}{:padding$}", "")?,
+    let height = cells.iter().map(|cell| cell.split('\n').count()).max().unwrap_or(1);
+    let mut cells: Vec<_> = cells.iter().map(|cell| cell.split('\n')).collect();
+    for _ in 0..height {
+        for (column, lines) in cells.iter_mut().enumerate() {
+            let line = lines.next().unwrap_or_default();
+            let padding = widths[column].saturating_sub(line.width());
+            let separator = if column == 0 { " " } else { " | " };
+            match (right[column], column == last) {
+                (true, _) => write!(out, "{separator}{:padding$}{line}", "")?,
+                (false, true) => write!(out, "{separator}{line}")?,
+                (false, false) => write!(out, "{separator}{line}{:padding$}", "")?,
+            }
         }
+        writeln!(out)?;
     }
-    writeln!(out)
+    Ok(())
 }
 
-/// Line breaks and the like would break the table.
-fn one_line(text: &str) -> String {
-    if !text.contains(char::is_control) {
+/// The width of a cell: its widest line's.
+fn width(cell: &str) -> usize {
+    cell.split('\n').map(UnicodeWidthStr::width).max().unwrap_or_default()
+}
+
+/// A cell's text. It keeps its line breaks but for the last; other control characters would break the table.
+fn printable(text: &str) -> String {
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    let breaks = |c: char| c.is_control() && c != '\n';
+    if !text.contains(breaks) {
         return text.to_owned();
     }
-    text.chars()
-        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
-        .collect()
+    text.chars().map(|c| if breaks(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
 #[cfg(test)]
@@ -115,15 +127,36 @@ mod tests {
 
     use arrow::array::{ArrayRef, Float64Array, StringArray};
 
+    fn written(batch: &RecordBatch) -> String {
+        let mut table = TableWriter::new(&batch.schema(), Vec::new());
+        assert!(table.write(batch).is_ok());
+        let Ok(bytes) = table.finish() else { panic!("memory takes everything") };
+        String::from_utf8(bytes).unwrap()
+    }
+
     #[test]
-    fn wide_characters_and_line_breaks_keep_the_columns() {
-        let names: ArrayRef = Arc::new(StringArray::from(vec!["日本", "a\nb", "é"]));
+    fn wide_characters_and_control_characters_keep_the_columns() {
+        let names: ArrayRef = Arc::new(StringArray::from(vec!["日本", "a\tb", "é"]));
         let values: ArrayRef = Arc::new(Float64Array::from(vec![1.5, -20.25, 3.0]));
         let batch = RecordBatch::try_from_iter([("name", names), ("value", values)]).unwrap();
-        let mut table = TableWriter::new(&batch.schema(), Vec::new());
-        assert!(table.write(&batch).is_ok());
-        let Ok(bytes) = table.finish() else { panic!("memory takes everything") };
-        let expected = " name |  value\n------+--------\n 日本 |    1.5\n a\\nb | -20.25\n é    |    3.0\n";
-        assert_eq!(String::from_utf8(bytes).unwrap(), expected);
+        let expected = " name |  value\n------+--------\n 日本 |    1.5\n a\\tb | -20.25\n é    |    3.0\n";
+        assert_eq!(written(&batch), expected);
+    }
+
+    #[test]
+    fn a_cell_of_several_lines_stays_in_its_column() {
+        let kinds: ArrayRef = Arc::new(StringArray::from(vec!["logical", "physical"]));
+        let plans: ArrayRef = Arc::new(StringArray::from(vec!["Sort\n  Scan: t\n", "Scan"]));
+        let rows: ArrayRef = Arc::new(Float64Array::from(vec![1.0, 2.0]));
+        let batch = RecordBatch::try_from_iter([("kind", kinds), ("plan", plans), ("rows", rows)]).unwrap();
+        let expected = [
+            " kind     | plan      | rows",
+            "----------+-----------+------",
+            " logical  | Sort      |  1.0",
+            "          |   Scan: t |     ",
+            " physical | Scan      |  2.0",
+            "",
+        ];
+        assert_eq!(written(&batch), expected.join("\n"));
     }
 }
