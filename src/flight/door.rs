@@ -45,6 +45,7 @@ pub(crate) struct DoorLimits {
 #[derive(Debug)]
 pub(crate) struct Door {
     drain: Arc<Drain>,
+    sessions: Arc<Sessions>,
     serving: JoinHandle<Result<(), tonic::transport::Error>>,
 }
 
@@ -61,7 +62,11 @@ impl Door {
             Arc::new(Sessions::new(engine, clock, limits.sessions_max, limits.session_idle_timeout));
         let connections =
             incoming(listener, limits.connections_max, Arc::clone(&sessions), Arc::clone(&drain));
-        let service = Service { sessions, drain: Arc::clone(&drain), running: Arc::new(Running::default()) };
+        let service = Service {
+            sessions: Arc::clone(&sessions),
+            drain: Arc::clone(&drain),
+            running: Arc::new(Running::default()),
+        };
         let service = FlightServiceServer::new(service)
             .max_decoding_message_size(limits.message_bytes_max)
             .max_encoding_message_size(usize::MAX);
@@ -77,7 +82,12 @@ impl Door {
         let serving = tokio::spawn(server.serve_with_incoming_shutdown(connections, async move {
             closing.closing().await;
         }));
-        Self { drain, serving }
+        Self { drain, sessions, serving }
+    }
+
+    /// The sessions of its clients.
+    pub(crate) fn sessions(&self) -> Arc<Sessions> {
+        Arc::clone(&self.sessions)
     }
 
     /// Takes no new connection and no new statement, lets what runs finish for up to `drain_timeout`, and then ends

@@ -16,3 +16,4 @@ mod status;
 mod stream;
 
 pub(crate) use door::{Door, DoorLimits};
+pub(crate) use sessions::Sessions;

@@ -18,7 +18,7 @@ const COOKIE_BYTES_MAX: usize = 128;
 
 /// Every session of the server. A connection's session ends with the connection, a cookie's by lying idle.
 #[derive(Debug)]
-pub(super) struct Sessions {
+pub(crate) struct Sessions {
     engine: Arc<Engine>,
     clock: Arc<dyn Clock>,
     by_cookie_max: usize,
@@ -69,6 +69,18 @@ impl Sessions {
         }
     }
 
+    /// Ends the sessions that have lain idle for too long.
+    pub(crate) fn end_idle(&self) {
+        let now_us = self.clock.now_us();
+        // A session in use has another owner, and does not lie idle however long its query runs.
+        let idle = |_: &String, kept: &mut Kept| {
+            Arc::strong_count(&kept.session) == 1
+                && now_us.saturating_sub(kept.used_us) > self.idle_timeout_us
+        };
+        let ended: Vec<Kept> = self.open.lock().by_cookie.extract_if(idle).map(|(_, kept)| kept).collect();
+        drop(ended); // outside the lock, as above
+    }
+
     fn by_connection(&self, connection: ConnectionId) -> Arc<Session> {
         let mut open = self.open.lock();
         match open.by_connection.get_mut(&connection) {
@@ -84,13 +96,9 @@ impl Sessions {
                 "the cookie {COOKIE} must be 1 to {COOKIE_BYTES_MAX} visible ASCII characters"
             )));
         }
+        self.end_idle(); // one whose time is over must not come back, however long ago the last sweep was
         let now_us = self.clock.now_us();
         let mut open = self.open.lock();
-        // A session in use has another owner, and does not lie idle however long its query runs.
-        open.by_cookie.retain(|_, kept| {
-            Arc::strong_count(&kept.session) > 1
-                || now_us.saturating_sub(kept.used_us) <= self.idle_timeout_us
-        });
         if let Some(kept) = open.by_cookie.get_mut(id) {
             kept.used_us = now_us;
             return Ok(Arc::clone(&kept.session));
@@ -121,6 +129,45 @@ fn cookie(headers: &MetadataMap) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use std::path::Path;
+
+    use crate::clock::ManualClock;
+    use crate::offline::OfflineStore;
+    use crate::online::{self, Backend, OnlineOptions};
+    use crate::sql::EngineParts;
+
+    async fn engine(dir: &Path, clock: Arc<dyn Clock>) -> Arc<Engine> {
+        let (catalog, warehouse) = (dir.join("catalog.db"), dir.join("warehouse"));
+        let offline = OfflineStore::open(&catalog, &warehouse, Arc::clone(&clock)).await.unwrap();
+        let backend = Backend::Embedded { path: dir.join("online.redb") };
+        let options = OnlineOptions { backend, timeout: Duration::from_secs(5), cache: None };
+        Engine::new(EngineParts {
+            offline: Arc::new(offline),
+            online: online::open(options, Arc::clone(&clock)).await.unwrap(),
+            clock,
+            memory_limit_bytes: None,
+            spill_dir: dir.join("spill"),
+        })
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_sweep_ends_what_lies_idle_and_not_what_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::new(0));
+        let engine = engine(dir.path(), clock.clone()).await;
+        let sessions = Sessions::new(engine, clock.clone(), 10, Duration::from_secs(60));
+        let idle = Arc::downgrade(&sessions.by_cookie("idle").unwrap());
+        let running = sessions.by_cookie("running").unwrap();
+        clock.advance(60_000_000);
+        sessions.end_idle();
+        assert!(idle.upgrade().is_some(), "its time is not over");
+        clock.advance(1);
+        sessions.end_idle();
+        assert!(idle.upgrade().is_none(), "ended");
+        assert!(Arc::ptr_eq(&running, &sessions.by_cookie("running").unwrap()), "in use all the time");
+    }
 
     #[test]
     fn the_session_cookie_is_found_among_others() {

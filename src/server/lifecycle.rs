@@ -52,7 +52,7 @@ impl Server {
             session_idle_timeout: settings.limits.session_idle_timeout,
         };
         let door = Door::open(listener, Arc::clone(&engine), clock, &limits);
-        let upkeep = Upkeep::start(Arc::clone(&engine));
+        let upkeep = Upkeep::start(Arc::clone(&engine), door.sessions());
         Ok(Self { local_addr, engine, door, drain_timeout: settings.drain_timeout, upkeep })
     }
 
@@ -80,17 +80,23 @@ pub async fn serve(settings: Settings) -> Result<()> {
     let unhandled = |error: io::Error| Error::internal(format!("cannot handle signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(unhandled)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(unhandled)?;
-    let server = Server::start(settings.clone(), Arc::new(SystemClock)).await?;
-    // Nobody may be reading; that is no reason not to serve.
-    let _ = io::stdout().write_all(greeting(&settings, server.local_addr()).as_bytes());
-    let _ = io::stdout().flush();
-    tracing::info!(listen = %server.local_addr(), online = %settings.online, "serving");
     let mut next_signal = async || {
         tokio::select! {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
         }
     };
+    let server = tokio::select! {
+        started = Server::start(settings.clone(), Arc::new(SystemClock)) => started?,
+        cause = next_signal() => {
+            tracing::info!(cause, "stopped while starting");
+            return Ok(());
+        }
+    };
+    // Nobody may be reading; that is no reason not to serve.
+    let _ = io::stdout().write_all(greeting(&settings, server.local_addr()).as_bytes());
+    let _ = io::stdout().flush();
+    tracing::info!(listen = %server.local_addr(), online = %settings.online, "serving");
     let cause = next_signal().await;
     tracing::info!(cause, drain_timeout = ?settings.drain_timeout, "draining");
     tokio::select! {
@@ -110,7 +116,7 @@ fn greeting(settings: &Settings, address: SocketAddr) -> String {
     let _ = writeln!(text, "Fletching {version} serves Arrow Flight SQL at {url}");
     let _ = writeln!(text, "  history  {}", settings.warehouse.display());
     let _ = writeln!(text, "  latest   {}", settings.online);
-    let _ = writeln!(text, "  python   adbc_driver_flightsql.dbapi.connect(\"{url}\")");
+    let _ = writeln!(text, "  python   adbc_driver_flightsql.dbapi.connect(\"{url}\", autocommit=True)");
     let _ = writeln!(text, "  jdbc     jdbc:arrow-flight-sql://{address}?useEncryption=false");
     let _ = writeln!(text, "  shell    fletching sql --url {url}");
     text

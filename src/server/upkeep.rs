@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::flight::Sessions;
 use crate::sql::Engine;
 
 /// How often the online store is compared with the history that it serves.
@@ -28,16 +29,26 @@ impl Upkeep {
         let _ = (&mut self.0).await; // it was aborted, as it should be
     }
 
-    pub(super) fn start(engine: Arc<Engine>) -> Self {
+    /// Catches up what is behind online, and ends sessions that lie idle.
+    pub(super) fn start(engine: Arc<Engine>, sessions: Arc<Sessions>) -> Self {
         Self(tokio::spawn(async move {
             let mut ticks = interval(CATCH_UP_INTERVAL);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut known_trouble = None; // said once, and not with every tick
             loop {
                 ticks.tick().await;
-                match engine.catch_up().await {
-                    Ok(0) => {}
-                    Ok(behind) => tracing::warn!(behind, "feature groups are behind online; retrying"),
-                    Err(error) => tracing::warn!(%error, "cannot see which feature groups are behind online"),
+                sessions.end_idle();
+                let trouble = match engine.catch_up().await {
+                    Ok(0) => None,
+                    Ok(behind) => Some(format!("{behind} feature groups are behind online; retrying")),
+                    Err(error) => Some(format!("cannot see which feature groups are behind online: {error}")),
+                };
+                if trouble != known_trouble {
+                    match &trouble {
+                        Some(trouble) => tracing::warn!("{trouble}"),
+                        None => tracing::info!("no feature group is behind online any more"),
+                    }
+                    known_trouble = trouble;
                 }
             }
         }))
