@@ -26,7 +26,7 @@ DATA = ROOT / "data" / "quickstart"
 BINARY = os.environ.get("FLETCHING", str(ROOT / "target" / "debug" / "fletching"))
 PLAIN = ["carrier", "origin", "dest", "distance", "weekday", "minute_of_day"]
 WEATHER = ["temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]
-WIDTH = 150
+WIDTH = 180
 DELAYS = ["departures_2h", "mean_delay_2h", "late_share_2h", "departures_6h", "mean_delay_6h"]
 
 
@@ -115,11 +115,12 @@ def show_rows(cursor):
 
 
 def explain(cursor):
-    """The plan without the names of files, each line cut to fit."""
+    """The plan without file names and what every scan says, each line cut to fit."""
     cursor.execute(statements("05_explain.sql")[0])
     for kind, plan in cursor.fetchall():
         show(kind)
-        for line in re.sub(r"file_groups=\{(.*?):.*?\]\]\}", r"file_groups={\1: …}", plan).splitlines():
+        plan = re.sub(r"file_groups=\{.*?\]\]\}, |file_type=parquet,? ?", "", plan)
+        for line in plan.splitlines():
             show("  " + (line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"))
 
 
