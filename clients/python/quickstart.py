@@ -119,7 +119,7 @@ def explain(cursor):
     cursor.execute(statements("05_explain.sql")[0])
     for kind, plan in cursor.fetchall():
         show(kind)
-        plan = re.sub(r"file_groups=\{.*?\]\]\}, |file_type=parquet,? ?", "", plan)
+        plan = re.sub(r"file_groups=\{.*?\]\]\}, |,? file_type=parquet", "", plan)
         for line in plan.splitlines():
             show("  " + (line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"))
 
