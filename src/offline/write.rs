@@ -40,7 +40,8 @@ impl WrittenFiles {
     }
 }
 
-/// Writes all of `batches`, whose schema is the table's as SQL sees it. On failure nothing remains.
+/// Writes all of `batches`, whose schema is the table's as SQL sees it. On an error nothing remains; a caller that
+/// drops the call leaves files that no snapshot names.
 pub(super) async fn write_files(
     io: &FileIO,
     metadata: &TableMetadata,
