@@ -3,6 +3,8 @@
 mod catalog;
 mod durable;
 mod files;
+mod history;
+mod rows;
 mod scan;
 mod schema;
 mod snapshot;
@@ -10,6 +12,8 @@ mod statistics;
 mod store;
 mod write;
 
+pub(crate) use history::{History, HistoryFile};
+pub(crate) use rows::RowFile;
 pub(crate) use scan::IcebergTable;
 pub(crate) use schema::{storage_schema, storage_type};
 pub(crate) use store::{OfflineStore, OfflineTable, TableSpec};

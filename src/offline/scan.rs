@@ -47,6 +47,20 @@ impl IcebergTable {
         Self { added_by: Some(snapshots), ..Self::current(store, table) }
     }
 
+    pub(super) fn table(&self) -> &OfflineTable {
+        &self.table
+    }
+
+    /// Whether this is some snapshots' rows only.
+    pub(super) fn is_partial(&self) -> bool {
+        self.added_by.is_some()
+    }
+
+    /// The data files that hold the rows.
+    pub(super) async fn files(&self) -> crate::error::Result<Vec<DataFile>> {
+        self.store.data_files(&self.table, self.added_by.as_deref()).await
+    }
+
     fn predicate(&self, state: &dyn Session, filters: &[Expr]) -> Result<Option<Arc<dyn PhysicalExpr>>> {
         let Some(filter) = conjunction(filters.iter().cloned()) else { return Ok(None) };
         let schema = Arc::clone(&self.schema).to_dfschema()?;
@@ -69,7 +83,7 @@ impl IcebergTable {
         Ok(files.into_iter().zip(keep).filter_map(|(file, keep)| keep.then_some(file)).collect())
     }
 
-    fn partitioned(&self, file: &DataFile) -> Result<PartitionedFile> {
+    pub(super) fn partitioned(&self, file: &DataFile) -> Result<PartitionedFile> {
         let location = file.file_path();
         let path = location.strip_prefix("file://").unwrap_or(location);
         let path = Path::from_absolute_path(path).map_err(|e| {
@@ -121,7 +135,7 @@ impl TableProvider for IcebergTable {
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let predicate = self.predicate(state, filters)?;
-        let files = self.store.data_files(&self.table, self.added_by.as_deref()).await?;
+        let files = self.files().await?;
         let files = self.prune(files, predicate.as_ref())?;
         if files.is_empty() {
             let schema = match projection {

@@ -24,10 +24,11 @@ use crate::offline::{TableSpec, storage_schema};
 use crate::registry::{DEFAULT_SCHEMA, Object, properties_of};
 
 /// Settings that a client may change for its session.
-const SETTINGS: [&str; 3] = [
+const SETTINGS: [&str; 4] = [
     "datafusion.execution.time_zone",
     "datafusion.execution.batch_size",
     "datafusion.execution.target_partitions",
+    "fletching.asof_strategy",
 ];
 
 /// Bounds of a session's settings.

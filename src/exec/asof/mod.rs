@@ -1,15 +1,20 @@
 //! The ASOF join: for each left row, the one right row that was current at the left row's time.
 
+mod choice;
 mod exec;
 mod gather;
+mod history;
 mod merge;
 mod node;
+mod options;
 mod ordinal;
 mod planner;
 mod spec;
 mod stream;
 
 pub(crate) use node::AsofJoin;
+pub(crate) use options::AsofOptions;
+use options::Strategy;
 pub(crate) use ordinal::{is_instant, is_ordinal};
 pub(crate) use planner::AsofExtensionPlanner;
 pub(crate) use spec::{AsofSpec, KnownAt, MatchOp, Reach};

@@ -1,4 +1,4 @@
-//! From the logical node to the physical plan.
+//! From the logical node to the physical plan: which strategy, and why.
 
 use std::sync::Arc;
 
@@ -10,7 +10,9 @@ use datafusion::physical_expr::PhysicalExprRef;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_planner::{ExtensionPlanner, PhysicalPlanner};
 
+use super::choice::{Choice, Side, choose};
 use super::exec::{AsofJoinExec, KnownAtExprs, Params};
+use super::history::AsofHistoryExec;
 use super::merge::{Knowledge, Rules};
 use super::node::AsofJoin;
 use super::spec::AsofSpec;
@@ -37,8 +39,25 @@ impl ExtensionPlanner for AsofExtensionPlanner {
         };
         let on_left = |expr: &Expr| planner.create_physical_expr(expr, left_plan.schema(), session_state);
         let on_right = |expr: &Expr| planner.create_physical_expr(expr, right_plan.schema(), session_state);
-        let params = physical_params(node, right_plan.schema(), &on_left, &on_right)?;
         let schema = Arc::clone(UserDefinedLogicalNode::schema(node).inner());
+        let side = Side { plan: left, on_left: &on_left };
+        let why_not = match choose(node, &side, session_state).await? {
+            Choice::Sorted { exprs, kind, right } => {
+                let right = Arc::new(*right);
+                if let Some(inner) = left.as_any().downcast_ref::<AsofHistoryExec>()
+                    && inner.sorts_as(&exprs)
+                    && right.known_by.as_ref().is_none_or(|known| inner.is_of_labels(&known.bound))
+                {
+                    return Ok(Some(Arc::new(inner.with_right(right, schema))));
+                }
+                let partitions = session_state.config().target_partitions();
+                let (left, exprs) = (Arc::clone(left), Arc::new(exprs));
+                let exec = AsofHistoryExec::new(left, exprs, kind, vec![right], schema, partitions);
+                return Ok(Some(Arc::new(exec)));
+            }
+            Choice::Partitioned(reason) => reason,
+        };
+        let params = physical_params(node, right_plan.schema(), &on_left, &on_right, why_not)?;
         let exec = AsofJoinExec::try_new(Arc::clone(left), Arc::clone(right), Arc::new(params), schema)?;
         Ok(Some(Arc::new(exec)))
     }
@@ -49,6 +68,7 @@ fn physical_params(
     right: &DFSchema,
     on_left: &dyn Fn(&Expr) -> Result<PhysicalExprRef>,
     on_right: &dyn Fn(&Expr) -> Result<PhysicalExprRef>,
+    why: &str,
 ) -> Result<Params> {
     let spec = node.spec();
     let on = spec.on.iter().map(|(l, r)| Ok((on_left(l)?, on_right(r)?))).collect::<Result<Vec<_>>>()?;
@@ -74,7 +94,7 @@ fn physical_params(
         ties,
         right_output,
         absent,
-        description: format!("type={}, {spec}, strategy=sorted merge", spec.join_type),
+        description: format!("type={}, {spec}, strategy=partitioned merge ({why})", spec.join_type),
     })
 }
 
@@ -88,7 +108,7 @@ fn knowledge(spec: &AsofSpec) -> Knowledge {
 }
 
 /// What stands in for a right column when no row matches.
-fn absent_value(spec: &AsofSpec, right: &DFSchema, index: usize) -> Result<ScalarValue> {
+pub(super) fn absent_value(spec: &AsofSpec, right: &DFSchema, index: usize) -> Result<ScalarValue> {
     let default = spec.defaults.iter().find(|(column, _)| right.maybe_index_of_column(column) == Some(index));
     match default {
         Some((_, value)) => Ok(value.clone()),

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use datafusion::execution::session_state::SessionStateBuilder;
 
 pub(crate) use crate::exec::asof::AsofExtensionPlanner;
-use crate::exec::asof::AsofJoin;
+use crate::exec::asof::{AsofJoin, AsofOptions};
 pub(crate) use statement::rewrite_statement;
 pub(crate) use tokens::rewrite_tokens;
 
@@ -38,6 +38,7 @@ pub(crate) fn install(mut builder: SessionStateBuilder) -> SessionStateBuilder {
     // other side: DataFusion keeps its own joins from that, and no one else's.
     let config = builder.config().get_or_insert_default();
     config.options_mut().optimizer.subset_repartition_threshold = usize::MAX;
+    config.options_mut().extensions.insert(AsofOptions::default());
     let planners = builder.relation_planners().get_or_insert_default();
     planners.push(Arc::new(planner::AsofRelationPlanner));
     builder

@@ -1,0 +1,193 @@
+//! Entity keys as the search compares them: one integer where that is all there is, else bytes that order like the key.
+
+use std::cmp::Ordering;
+use std::fmt::Debug;
+
+use datafusion::arrow::array::{Array, ArrayRef, AsArray};
+use datafusion::arrow::compute::{SortOptions, cast};
+use datafusion::arrow::datatypes::{DataType, Int64Type};
+use datafusion::arrow::row::{RowConverter, Rows, SortField};
+use datafusion::common::Result;
+
+/// How the keys of a join are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::exec::asof) enum KeyKind {
+    /// One integer, date or instant.
+    Integer,
+    /// Anything else that Arrow's row format orders.
+    Encoded,
+}
+
+impl KeyKind {
+    /// How keys of these types compare, or `None` where an equal key may have two encodings.
+    pub(in crate::exec::asof) fn of(types: &[DataType]) -> Option<Self> {
+        use DataType as D;
+        let integer = |data_type: &D| {
+            matches!(
+                data_type,
+                D::Int8 | D::Int16 | D::Int32 | D::Int64 | D::UInt8 | D::UInt16 | D::UInt32 | D::Date32 | D::Timestamp(..)
+            )
+        };
+        let plain = |data_type: &D| {
+            integer(data_type)
+                || matches!(
+                    data_type,
+                    D::Boolean | D::Utf8 | D::Binary | D::FixedSizeBinary(_) | D::Decimal128(..) | D::UInt64 | D::Time64(_)
+                )
+        };
+        match types {
+            [one] if integer(one) => Some(Self::Integer),
+            [] => None,
+            types => types.iter().all(plain).then_some(Self::Encoded),
+        }
+    }
+}
+
+/// Keys of many rows, one after the other.
+pub(super) trait Keys: Sized + Send + Sync + Debug + 'static {
+    type Key<'a>: Copy + Ord;
+    /// A bound of the first key column.
+    type Bound: Debug + Send + Sync;
+    /// What turns columns into keys.
+    type Encoder: Debug + Send + Sync;
+
+    fn encoder(types: &[DataType]) -> Result<Self::Encoder>;
+    fn empty(encoder: &Self::Encoder) -> Self;
+    /// Appends the keys of rows that have no NULL among them; NULLs become any key.
+    fn append(&mut self, encoder: &Self::Encoder, columns: &[ArrayRef]) -> Result<()>;
+    fn bytes(&self) -> usize;
+    fn get(&self, index: usize) -> Self::Key<'_>;
+    /// The keys at `indices`, in that order.
+    fn select(&self, encoder: &Self::Encoder, indices: &[u32]) -> Self;
+    /// Sorts `rows` by key, then time, then row.
+    fn sort(&self, times: &[i64], rows: &mut [u32]);
+
+    /// Bounds of the first key column; `None` where unknown.
+    fn bounds(encoder: &Self::Encoder, values: &ArrayRef) -> Result<Vec<Option<Self::Bound>>>;
+    /// How the first column of `key` compares to a bound.
+    fn compare(key: Self::Key<'_>, bound: &Self::Bound) -> Ordering;
+}
+
+/// Keys that are integers.
+#[derive(Debug)]
+pub(super) struct Integers(Vec<i64>);
+
+fn integers(column: &ArrayRef) -> Result<ArrayRef> {
+    Ok(match column.data_type() {
+        DataType::Int64 => ArrayRef::clone(column),
+        _ => cast(column, &DataType::Int64)?,
+    })
+}
+
+impl Keys for Integers {
+    type Key<'a> = i64;
+    type Bound = i64;
+    type Encoder = ();
+
+    fn encoder(_types: &[DataType]) -> Result<()> {
+        Ok(())
+    }
+
+    fn empty(_encoder: &()) -> Self {
+        Self(Vec::new())
+    }
+
+    fn append(&mut self, _encoder: &(), columns: &[ArrayRef]) -> Result<()> {
+        for column in columns {
+            self.0.extend_from_slice(integers(column)?.as_primitive::<Int64Type>().values());
+        }
+        Ok(())
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.capacity() * size_of::<i64>()
+    }
+
+    fn get(&self, index: usize) -> i64 {
+        self.0[index]
+    }
+
+    fn select(&self, _encoder: &(), indices: &[u32]) -> Self {
+        Self(indices.iter().map(|index| self.0[*index as usize]).collect())
+    }
+
+    fn sort(&self, times: &[i64], rows: &mut [u32]) {
+        let mut sorted: Vec<(i64, i64, u32)> =
+            rows.iter().map(|row| (self.0[*row as usize], times[*row as usize], *row)).collect();
+        sorted.sort_unstable();
+        rows.iter_mut().zip(sorted).for_each(|(row, (_, _, sorted))| *row = sorted);
+    }
+
+    fn bounds(_encoder: &(), values: &ArrayRef) -> Result<Vec<Option<i64>>> {
+        Ok(integers(values)?.as_primitive::<Int64Type>().iter().collect())
+    }
+
+    fn compare(key: i64, bound: &i64) -> Ordering {
+        key.cmp(bound)
+    }
+}
+
+/// Keys in Arrow's row format.
+#[derive(Debug)]
+pub(super) struct Encoded(Rows);
+
+/// Converters of whole keys and of their first column.
+#[derive(Debug)]
+pub(super) struct RowEncoder {
+    keys: RowConverter,
+    first: RowConverter,
+}
+
+impl Keys for Encoded {
+    type Key<'a> = &'a [u8];
+    type Bound = Box<[u8]>;
+    type Encoder = RowEncoder;
+
+    fn encoder(types: &[DataType]) -> Result<RowEncoder> {
+        let options = SortOptions { descending: false, nulls_first: true };
+        let field = |data_type: &DataType| SortField::new_with_options(data_type.clone(), options);
+        let keys = RowConverter::new(types.iter().map(field).collect())?;
+        let first = RowConverter::new(types.iter().take(1).map(field).collect())?;
+        Ok(RowEncoder { keys, first })
+    }
+
+    fn empty(encoder: &RowEncoder) -> Self {
+        Self(encoder.keys.empty_rows(0, 0))
+    }
+
+    fn append(&mut self, encoder: &RowEncoder, columns: &[ArrayRef]) -> Result<()> {
+        Ok(encoder.keys.append(&mut self.0, columns)?)
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.size()
+    }
+
+    fn get(&self, index: usize) -> &[u8] {
+        self.0.row(index).data()
+    }
+
+    fn select(&self, encoder: &RowEncoder, indices: &[u32]) -> Self {
+        let bytes = indices.iter().map(|index| self.get(*index as usize).len()).sum();
+        let mut rows = encoder.keys.empty_rows(indices.len(), bytes);
+        indices.iter().for_each(|index| rows.push(self.0.row(*index as usize)));
+        Self(rows)
+    }
+
+    fn sort(&self, times: &[i64], rows: &mut [u32]) {
+        rows.sort_unstable_by(|a, b| {
+            let by_key = self.get(*a as usize).cmp(self.get(*b as usize));
+            by_key.then_with(|| (times[*a as usize], a).cmp(&(times[*b as usize], b)))
+        });
+    }
+
+    fn bounds(encoder: &RowEncoder, values: &ArrayRef) -> Result<Vec<Option<Box<[u8]>>>> {
+        let rows = encoder.first.convert_columns(std::slice::from_ref(values))?;
+        Ok((0..rows.num_rows()).map(|index| values.is_valid(index).then(|| rows.row(index).data().into())).collect())
+    }
+
+    fn compare(key: &[u8], bound: &Box<[u8]>) -> Ordering {
+        // The encoding of a key begins with that of its first column.
+        if key.starts_with(bound) { Ordering::Equal } else { key.cmp(bound) }
+    }
+}

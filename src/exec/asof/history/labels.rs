@@ -1,0 +1,150 @@
+//! The label side of one pass: as many labels as fit, sorted by (entity key, time) in ranges.
+
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use datafusion::arrow::buffer::NullBuffer;
+use datafusion::arrow::compute::{cast, interleave_record_batch};
+use datafusion::arrow::datatypes::{DataType, Int64Type};
+use datafusion::common::Result;
+use datafusion::physical_expr::PhysicalExprRef;
+
+use super::keys::Keys;
+use super::right::Right;
+
+/// How many labels per range are looked at to place the ranges' borders.
+const SAMPLES_PER_RANGE: usize = 64;
+
+/// The label columns that the join reads.
+#[derive(Debug)]
+pub(in crate::exec::asof) struct LabelExprs {
+    pub(in crate::exec::asof) keys: Vec<PhysicalExprRef>,
+    pub(in crate::exec::asof) key_types: Vec<DataType>,
+    pub(in crate::exec::asof) time: PhysicalExprRef,
+}
+
+/// Labels as they came, with their keys and times at hand.
+#[derive(Debug)]
+pub(super) struct Labels<K> {
+    batches: Vec<RecordBatch>,
+    /// First label of each batch.
+    starts: Vec<u32>,
+    pub(super) keys: K,
+    /// In the unit of the label time's type.
+    pub(super) times: Vec<i64>,
+    /// Labels whose key or time is NULL.
+    unusable: Vec<u32>,
+    usable: Vec<u32>,
+    /// For each right side with as-known-at: the latest visible ingestion in µs since 1970, `None` for a NULL bound.
+    pub(super) known_us: Vec<Option<Vec<Option<i64>>>>,
+    bytes: usize,
+}
+
+/// Some labels, sorted by (key, time); those that match nothing are apart.
+#[derive(Debug, Default)]
+pub(super) struct Range {
+    pub(super) rows: Vec<u32>,
+    pub(super) unusable: Vec<u32>,
+}
+
+impl<K: Keys> Labels<K> {
+    pub(super) fn new(encoder: &K::Encoder, rights: &[std::sync::Arc<Right>]) -> Self {
+        Self {
+            batches: Vec::new(),
+            starts: Vec::new(),
+            keys: K::empty(encoder),
+            times: Vec::new(),
+            unusable: Vec::new(),
+            usable: Vec::new(),
+            known_us: rights.iter().map(|right| right.known_by.as_ref().map(|_| Vec::new())).collect(),
+            bytes: 0,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.times.len()
+    }
+
+    /// Bytes held, and those that sorting and searching will take.
+    pub(super) fn bytes(&self) -> usize {
+        let known = self.known_us.iter().flatten().map(|known| known.len() * 16).sum::<usize>();
+        self.bytes + self.keys.bytes() + known + self.len() * (size_of::<i64>() + 2 * size_of::<u32>())
+    }
+
+    pub(super) fn push(
+        &mut self,
+        batch: RecordBatch,
+        exprs: &LabelExprs,
+        encoder: &K::Encoder,
+        rights: &[std::sync::Arc<Right>],
+    ) -> Result<()> {
+        let (start, rows) = (self.len() as u32, batch.num_rows());
+        let evaluate = |expr: &PhysicalExprRef| -> Result<ArrayRef> { expr.evaluate(&batch)?.into_array(rows) };
+        let keys = exprs.keys.iter().map(evaluate).collect::<Result<Vec<_>>>()?;
+        let time = evaluate(&exprs.time)?;
+        let nulls = keys.iter().fold(NullBuffer::union(time.nulls(), None), |nulls, key| {
+            NullBuffer::union(nulls.as_ref(), key.nulls())
+        });
+        self.keys.append(encoder, &keys)?;
+        self.times.extend_from_slice(whole(&time)?.as_primitive::<Int64Type>().values());
+        for row in 0..rows {
+            let usable = nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row));
+            let list = if usable { &mut self.usable } else { &mut self.unusable };
+            list.push(start + row as u32);
+        }
+        for (right, known_us) in rights.iter().zip(&mut self.known_us) {
+            if let (Some(known_by), Some(known_us)) = (&right.known_by, known_us) {
+                let bounds = whole(&evaluate(&known_by.bound)?)?;
+                let bounds = bounds.as_primitive::<Int64Type>();
+                known_us.extend(bounds.iter().map(|bound| Some(Right::latest_known_us(known_by, bound?))));
+            }
+        }
+        self.bytes += batch.get_array_memory_size();
+        self.starts.push(start);
+        self.batches.push(batch);
+        Ok(())
+    }
+
+    /// Splits the labels into about `count` ranges by (key, time); each is still to be sorted.
+    pub(super) fn split(&mut self, count: usize) -> Vec<Range> {
+        let usable = std::mem::take(&mut self.usable);
+        let mut ranges: Vec<Range> = Vec::new();
+        ranges.resize_with(count.max(1), Range::default);
+        let stride = (usable.len() / (ranges.len() * SAMPLES_PER_RANGE)).max(1);
+        let mut sample: Vec<u32> = usable.iter().copied().step_by(stride).collect();
+        self.keys.sort(&self.times, &mut sample);
+        let borders: Vec<u32> = (1..ranges.len())
+            .filter_map(|range| sample.get(range * sample.len() / ranges.len()).copied())
+            .collect();
+        let place = |row: u32| (self.keys.get(row as usize), self.times[row as usize]);
+        for row in usable {
+            let at = place(row);
+            ranges[borders.partition_point(|border| place(*border) <= at)].rows.push(row);
+        }
+        for (index, row) in std::mem::take(&mut self.unusable).into_iter().enumerate() {
+            let index = index % ranges.len();
+            ranges[index].unusable.push(row);
+        }
+        ranges.retain(|range| !range.rows.is_empty() || !range.unusable.is_empty());
+        ranges
+    }
+
+    /// The label columns of `rows`, in that order.
+    pub(super) fn columns(&self, rows: &[u32]) -> Result<Vec<ArrayRef>> {
+        let indices: Vec<(usize, usize)> = rows
+            .iter()
+            .map(|row| {
+                let batch = self.starts.partition_point(|start| start <= row) - 1;
+                (batch, (row - self.starts[batch]) as usize)
+            })
+            .collect();
+        let batches: Vec<&RecordBatch> = self.batches.iter().collect();
+        Ok(interleave_record_batch(&batches, &indices)?.columns().to_vec())
+    }
+}
+
+/// Times and integers as the whole numbers that they are stored as.
+fn whole(array: &ArrayRef) -> Result<ArrayRef> {
+    Ok(match array.data_type() {
+        DataType::Int64 => ArrayRef::clone(array),
+        _ => cast(array, &DataType::Int64)?,
+    })
+}

@@ -1,0 +1,309 @@
+//! One range of labels: search, choose, gather, put out.
+
+use std::sync::Arc;
+
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, UInt32Array};
+use datafusion::arrow::compute::{cast, concat, take};
+use datafusion::arrow::datatypes::{DataType, Int64Type, SchemaRef};
+use datafusion::common::Result;
+use datafusion::execution::TaskContext;
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
+
+use super::keys::Keys;
+use super::labels::Range;
+use super::right::Right;
+use super::search::{self, Labels, Rows, Window};
+use super::source::{OpenFile, Pass, Source, in_order};
+use crate::error::Error;
+
+/// Rows decoded at a time while searching.
+const SCAN_ROWS: usize = 32 * 1024;
+const NONE: u32 = u32::MAX;
+
+/// The row chosen for a label so far.
+#[derive(Debug, Clone, Copy)]
+struct Choice {
+    time: i64,
+    file: u32,
+    row: u32,
+}
+
+/// A range whose rows are gathered, to be put out in batches.
+#[derive(Debug)]
+pub(super) struct Joined<K> {
+    pass: Arc<Pass<K>>,
+    rows: Vec<u32>,
+    /// For each right side: the gathered columns, and for each row the index into them, or `NONE`.
+    sides: Vec<Side>,
+    next: usize,
+    reservation: MemoryReservation,
+}
+
+#[derive(Debug)]
+struct Side {
+    columns: Vec<ArrayRef>,
+    index: Vec<u32>,
+    /// Where in `columns` the values stand that take the place of a missing row.
+    absent: u32,
+}
+
+/// Joins a range with every right side.
+pub(super) async fn join<K: Keys>(
+    source: &Source<K>,
+    pass: Arc<Pass<K>>,
+    mut range: Range,
+    context: &TaskContext,
+) -> Result<Joined<K>> {
+    let reservation = MemoryConsumer::new("AsofHistoryExec range").register(context.memory_pool());
+    {
+        let _timer = source.metrics.sort_time.timer();
+        pass.labels.keys.sort(&pass.labels.times, &mut range.rows);
+    }
+    reservation.try_grow(range.rows.len() * (24 + 40 * source.rights.len()))?;
+    let keys = pass.labels.keys.select(&source.encoder, &range.rows);
+    let files = source.files(context).await?;
+    let mut sides = Vec::with_capacity(source.rights.len());
+    for (index, (right, files)) in source.rights.iter().zip(files).enumerate() {
+        let lookup = Lookup { source, right, files, keys: &keys, range: &range, pass: &pass, index };
+        let choices = lookup.choose().await?;
+        sides.push(lookup.gather(choices, &reservation).await?);
+    }
+    let mut rows = std::mem::take(&mut range.rows);
+    let inner: Vec<bool> = source.rights.iter().map(|right| right.inner).collect();
+    if inner.contains(&true) {
+        drop_unmatched(&mut rows, &mut sides, &inner);
+    } else {
+        rows.append(&mut range.unusable);
+        sides.iter_mut().for_each(|side| side.index.resize(rows.len(), NONE));
+    }
+    Ok(Joined { pass, rows, sides, next: 0, reservation })
+}
+
+fn drop_unmatched(rows: &mut Vec<u32>, sides: &mut [Side], inner: &[bool]) {
+    let keep: Vec<bool> = (0..rows.len())
+        .map(|row| sides.iter().zip(inner).all(|(side, inner)| !inner || side.index[row] != NONE))
+        .collect();
+    let filtered = |values: &mut Vec<u32>| {
+        let mut keep = keep.iter();
+        values.retain(|_| keep.next().copied().unwrap_or_default());
+    };
+    filtered(rows);
+    sides.iter_mut().for_each(|side| filtered(&mut side.index));
+}
+
+impl<K: Keys> Joined<K> {
+    /// The next batch of at most `rows` rows, or `None` at the end.
+    pub(super) fn next(&mut self, schema: &SchemaRef, rows: usize) -> Result<Option<RecordBatch>> {
+        let end = self.rows.len().min(self.next + rows);
+        if self.next == end {
+            self.reservation.free();
+            return Ok(None);
+        }
+        let slice = self.next..end;
+        let mut columns = self.pass.labels.columns(&self.rows[slice.clone()])?;
+        for side in &self.sides {
+            let index = &side.index[slice.clone()];
+            let index = UInt32Array::from_iter_values(index.iter().map(|at| if *at == NONE { side.absent } else { *at }));
+            for column in &side.columns {
+                columns.push(take(column, &index, None)?);
+            }
+        }
+        self.next = end;
+        let options = RecordBatchOptions::new().with_row_count(Some(slice.len()));
+        Ok(Some(RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)?))
+    }
+}
+
+/// One range against one right side.
+struct Lookup<'a, K: Keys> {
+    source: &'a Source<K>,
+    right: &'a Right,
+    files: &'a [OpenFile],
+    keys: &'a K,
+    range: &'a Range,
+    pass: &'a Pass<K>,
+    index: usize,
+}
+
+impl<K: Keys> Lookup<'_, K> {
+    /// For each label of the range the row that it is joined with.
+    async fn choose(&self) -> Result<Vec<Choice>> {
+        let rows = &self.range.rows;
+        let windows: Vec<Window> =
+            rows.iter().map(|row| self.right.window(self.pass.labels.times[*row as usize])).collect();
+        let labels = Labels { keys: self.keys, windows: &windows };
+        let mut choices = vec![Choice { time: 0, file: NONE, row: 0 }; rows.len()];
+        let mut open: Vec<u32> = (0..rows.len() as u32).collect();
+        let backward = self.right.backward;
+        for (index, file) in self.right.files.iter().enumerate() {
+            let (min, max) = file.times;
+            // Files come from the nearest in time: what is nearer than all of this file is nearer than all that follow.
+            open.retain(|label| {
+                let choice = choices[*label as usize];
+                choice.file == NONE || if backward { choice.time <= max } else { choice.time >= min }
+            });
+            let wanted: Vec<u32> = open
+                .iter()
+                .copied()
+                .filter(|label| windows[*label as usize].overlaps(backward, min, max))
+                .filter(|label| self.is_known(*label, file.ingested_us))
+                .collect();
+            if !wanted.is_empty() {
+                self.search_file(index, &labels, &wanted, &mut choices).await?;
+            }
+        }
+        Ok(choices)
+    }
+
+    fn is_known(&self, label: u32, ingested_us: Option<i64>) -> bool {
+        match &self.pass.labels.known_us[self.index] {
+            None => true,
+            Some(bounds) => match (bounds[self.range.rows[label as usize] as usize], ingested_us) {
+                (Some(bound), Some(ingested)) => ingested <= bound,
+                _ => false,
+            },
+        }
+    }
+
+    async fn search_file(
+        &self,
+        index: usize,
+        labels: &Labels<'_, K>,
+        wanted: &[u32],
+        choices: &mut [Choice],
+    ) -> Result<()> {
+        let (file, metrics) = (&self.files[index], &self.source.metrics);
+        let bounds = file.rows.page_bounds(file.keys[0])?;
+        let as_key = |array: &ArrayRef| cast(array, &self.right.keys[0].data_type);
+        let min = K::bounds(&self.source.encoder, &as_key(&bounds.min)?)?;
+        let max = K::bounds(&self.source.encoder, &as_key(&bounds.max)?)?;
+        let ranges = search::pages(labels, wanted, &bounds.rows, &min, &max);
+        if ranges.is_empty() {
+            return Ok(());
+        }
+        let mut columns = file.keys.clone();
+        columns.push(file.time);
+        columns.sort_unstable();
+        let fetched = file.rows.fetch(&columns, &ranges).await?;
+        metrics.bytes_read.add(fetched.bytes());
+        metrics.files_read.add(usize::from(file.mark_read()));
+        let _timer = metrics.search_time.timer();
+        let mut sought: Vec<(usize, _)> = file.keys.iter().copied().zip(&self.right.keys).collect();
+        sought.push((file.time, &self.right.time));
+        let (mut keys, mut times) = (K::empty(&self.source.encoder), Vec::new());
+        for batch in file.rows.scan(&fetched, &columns, &ranges, SCAN_ROWS)? {
+            let batch = batch.map_err(Error::from)?;
+            let found = in_order(&batch, &columns, &sought)?;
+            if found.iter().any(|column| column.null_count() > 0) {
+                return Err(Error::corrupt("a sorted data file has NULL among its keys or times").into());
+            }
+            keys.append(&self.source.encoder, &found[..file.keys.len()])?;
+            let time = cast(&found[file.keys.len()], &DataType::Int64)?;
+            times.extend_from_slice(time.as_primitive::<Int64Type>().values());
+        }
+        metrics.rows_searched.add(times.len());
+        let firsts = first_rows(&ranges);
+        let rows = Rows { keys: &keys, times: &times };
+        search::search(labels, wanted, &rows, self.right.backward, |label, found| {
+            let choice = &mut choices[label as usize];
+            if choice.file == NONE || self.is_better(times[found], index, choice) {
+                let range = firsts.partition_point(|(first, _)| *first <= found) - 1;
+                let row = firsts[range].1 + (found - firsts[range].0) as u32;
+                *choice = Choice { time: times[found], file: index as u32, row };
+            }
+        });
+        Ok(())
+    }
+
+    fn is_better(&self, time: i64, file: usize, than: &Choice) -> bool {
+        if time == than.time {
+            return self.right.files[file].rank > self.right.files[than.file as usize].rank;
+        }
+        (time > than.time) == self.right.backward
+    }
+
+    /// Reads the output columns of the chosen rows.
+    async fn gather(&self, choices: Vec<Choice>, reservation: &MemoryReservation) -> Result<Side> {
+        let outputs = &self.right.outputs;
+        let mut parts: Vec<Vec<ArrayRef>> = vec![Vec::new(); outputs.len()];
+        let mut index = vec![NONE; choices.len()];
+        let mut by_file: Vec<Vec<u32>> = vec![Vec::new(); self.files.len()];
+        for (label, choice) in choices.iter().enumerate() {
+            if choice.file != NONE {
+                by_file[choice.file as usize].push(label as u32);
+            }
+        }
+        let mut gathered = 0_u32;
+        for (file, labels) in self.files.iter().zip(&by_file) {
+            let mut rows: Vec<u32> = Vec::with_capacity(labels.len());
+            for label in labels {
+                // Both sides are sorted alike, so the rows of a file never decrease.
+                let row = choices[*label as usize].row;
+                if rows.last() != Some(&row) {
+                    rows.push(row);
+                }
+                index[*label as usize] = gathered + rows.len() as u32 - 1;
+            }
+            self.source.metrics.matched.add(labels.len());
+            if rows.is_empty() || outputs.is_empty() {
+                continue;
+            }
+            gathered += rows.len() as u32;
+            self.gather_file(file, &rows, &mut parts, reservation).await?;
+        }
+        self.source.metrics.rows_gathered.add(gathered as usize);
+        let _timer = self.source.metrics.gather_time.timer();
+        let columns = parts
+            .into_iter()
+            .zip(self.right.absent()?)
+            .map(|(mut parts, absent)| {
+                parts.push(absent);
+                let parts: Vec<&dyn Array> = parts.iter().map(|part| part.as_ref()).collect();
+                Ok(concat(&parts)?)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Side { columns, index, absent: gathered })
+    }
+
+    async fn gather_file(
+        &self,
+        file: &OpenFile,
+        rows: &[u32],
+        parts: &mut [Vec<ArrayRef>],
+        reservation: &MemoryReservation,
+    ) -> Result<()> {
+        let metrics = &self.source.metrics;
+        let mut ranges: Vec<std::ops::Range<u32>> = Vec::new();
+        for &row in rows {
+            match ranges.last_mut() {
+                Some(last) if last.end == row => last.end += 1,
+                _ => ranges.push(row..row + 1),
+            }
+        }
+        let mut columns: Vec<usize> = file.outputs.iter().flatten().copied().collect();
+        columns.sort_unstable();
+        columns.dedup();
+        let fetched = file.rows.fetch(&columns, &ranges).await?;
+        metrics.bytes_read.add(fetched.bytes());
+        let _timer = metrics.gather_time.timer();
+        for ((output, column), parts) in self.right.outputs.iter().zip(&file.outputs).zip(parts) {
+            let taken = file.rows.take(&fetched, *column, rows, &output.column.data_type)?;
+            reservation.try_grow(taken.get_array_memory_size())?;
+            parts.push(taken);
+        }
+        Ok(())
+    }
+}
+
+/// Where each range of rows begins among the rows read, and in the file.
+fn first_rows(ranges: &[std::ops::Range<u32>]) -> Vec<(usize, u32)> {
+    let mut read = 0;
+    ranges
+        .iter()
+        .map(|range| {
+            let first = (read, range.start);
+            read += range.len();
+            first
+        })
+        .collect()
+}

@@ -1,0 +1,101 @@
+//! What one right side of the join is: its files, how its times match, and what it puts out.
+
+use std::sync::Arc;
+
+use datafusion::arrow::array::ArrayRef;
+use datafusion::arrow::datatypes::DataType;
+use datafusion::common::{Result, ScalarValue};
+use datafusion::physical_expr::PhysicalExprRef;
+
+use super::search::Window;
+use crate::offline::HistoryFile;
+
+/// A column of the history, by its Iceberg field id; `name` finds it in files without ids.
+#[derive(Debug, Clone)]
+pub(in crate::exec::asof) struct HistoryColumn {
+    pub(in crate::exec::asof) id: i32,
+    pub(in crate::exec::asof) name: String,
+    pub(in crate::exec::asof) data_type: DataType,
+}
+
+/// A column that the join puts out, and what stands in where no row matches.
+#[derive(Debug, Clone)]
+pub(in crate::exec::asof) struct Output {
+    pub(in crate::exec::asof) column: HistoryColumn,
+    pub(in crate::exec::asof) absent: ScalarValue,
+}
+
+/// A file of the history, with what the choice among files needs.
+#[derive(Debug)]
+pub(in crate::exec::asof) struct SortedFile {
+    pub(in crate::exec::asof) file: HistoryFile,
+    /// Least and greatest event time, in the unit of the column.
+    pub(in crate::exec::asof) times: (i64, i64),
+    /// When the store learnt its rows, in µs since 1970, where that is one instant.
+    pub(in crate::exec::asof) ingested_us: Option<i64>,
+    /// Of rows of equal key and time in two files, that of the higher rank was ingested last.
+    pub(in crate::exec::asof) rank: u32,
+}
+
+/// As-known-at: a row is visible where it was learnt no later than the bound.
+#[derive(Debug)]
+pub(in crate::exec::asof) struct KnownBy {
+    /// An instant, over the left side.
+    pub(in crate::exec::asof) bound: PhysicalExprRef,
+    /// Its unit in nanoseconds.
+    pub(in crate::exec::asof) unit_ns: i128,
+    /// Whether a row learnt exactly at the bound is hidden.
+    pub(in crate::exec::asof) strict: bool,
+}
+
+/// One right side.
+#[derive(Debug)]
+pub(in crate::exec::asof) struct Right {
+    /// From the nearest in time: the latest first when looking back, the earliest first when looking forward.
+    pub(in crate::exec::asof) files: Arc<[SortedFile]>,
+    /// In the files' sort order.
+    pub(in crate::exec::asof) keys: Vec<HistoryColumn>,
+    pub(in crate::exec::asof) time: HistoryColumn,
+    pub(in crate::exec::asof) backward: bool,
+    pub(in crate::exec::asof) strict: bool,
+    /// Greatest distance of a match, itself included, in the common unit of the times.
+    pub(in crate::exec::asof) reach: Option<i128>,
+    /// How many of the common unit the label times and the event times count.
+    pub(in crate::exec::asof) units: (i128, i128),
+    pub(in crate::exec::asof) known_by: Option<KnownBy>,
+    /// Whether labels without a match are dropped.
+    pub(in crate::exec::asof) inner: bool,
+    pub(in crate::exec::asof) outputs: Vec<Output>,
+    /// Shown by `EXPLAIN`.
+    pub(in crate::exec::asof) description: String,
+}
+
+impl Right {
+    /// The event times that may match a label's time.
+    pub(super) fn window(&self, label_time: i64) -> Window {
+        let (label_unit, unit) = self.units;
+        let time = i128::from(label_time) * label_unit;
+        let strict = i128::from(self.strict);
+        let down = |value: i128| value.div_euclid(unit);
+        let up = |value: i128| -(-value).div_euclid(unit);
+        let (near, far) = if self.backward {
+            (down(time - strict), self.reach.map_or(i128::MIN, |reach| up(time - reach)))
+        } else {
+            (up(time + strict), self.reach.map_or(i128::MAX, |reach| down(time + reach)))
+        };
+        let clamp = |value: i128| value.clamp(i64::MIN.into(), i64::MAX.into()) as i64;
+        let beyond = if self.backward { near < i64::MIN.into() } else { near > i64::MAX.into() };
+        if beyond { Window::empty(self.backward) } else { Window { near: clamp(near), far: clamp(far) } }
+    }
+
+    /// Latest ingestion, in µs since 1970, that is visible under a bound.
+    pub(super) fn latest_known_us(known_by: &KnownBy, bound: i64) -> i64 {
+        let bound = i128::from(bound) * known_by.unit_ns - i128::from(known_by.strict);
+        bound.div_euclid(1_000).clamp(i64::MIN.into(), i64::MAX.into()) as i64
+    }
+
+    /// One row with what stands in for each output where no row matches.
+    pub(super) fn absent(&self) -> Result<Vec<ArrayRef>> {
+        self.outputs.iter().map(|output| output.absent.to_array()).collect()
+    }
+}

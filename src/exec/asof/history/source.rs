@@ -1,0 +1,279 @@
+//! What the partitions of the join share: the labels, in passes and ranges that each partition claims one of.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use datafusion::arrow::array::{ArrayRef, RecordBatch};
+use datafusion::common::{Result, resources_datafusion_err};
+use datafusion::execution::TaskContext;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryLimit, MemoryReservation};
+use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
+use datafusion::physical_plan::metrics::{Count, ExecutionPlanMetricsSet, MetricBuilder, Time};
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
+use futures::{StreamExt, TryStreamExt};
+use parking_lot::Mutex;
+
+use super::keys::Keys;
+use super::labels::{LabelExprs, Labels, Range};
+use super::right::{HistoryColumn, Right};
+use crate::offline::RowFile;
+
+/// A range puts out at most about this much, so that a few of them fit into memory at a time.
+const RANGE_BYTES_MAX: usize = 96 << 20;
+/// Ranges smaller than this cost more to look up than they spare.
+const RANGE_LABELS_MIN: usize = 16 * 1024;
+/// Labels of one pass, counted in 32 bits.
+const PASS_LABELS_MAX: usize = 1 << 31;
+/// Of a bounded memory, the part that the labels of a pass may take.
+const LABELS_SHARE: usize = 3;
+/// How many files are opened at a time.
+const OPENING_MAX: usize = 8;
+
+/// Metrics of all partitions.
+#[derive(Debug, Clone)]
+pub(super) struct Metrics {
+    pub(super) labels: Count,
+    pub(super) passes: Count,
+    pub(super) matched: Count,
+    pub(super) files_read: Count,
+    pub(super) rows_searched: Count,
+    pub(super) rows_gathered: Count,
+    pub(super) bytes_read: Count,
+    pub(super) collect_time: Time,
+    pub(super) sort_time: Time,
+    pub(super) search_time: Time,
+    pub(super) gather_time: Time,
+    pub(super) output_time: Time,
+}
+
+impl Metrics {
+    pub(super) fn new(set: &ExecutionPlanMetricsSet, files: usize) -> Self {
+        let counter = |name| MetricBuilder::new(set).global_counter(name);
+        let timer = |name| MetricBuilder::new(set).subset_time(name, 0);
+        counter("files_total").add(files);
+        Self {
+            labels: counter("labels"),
+            passes: counter("passes"),
+            matched: counter("matched_rows"),
+            files_read: counter("files_read"),
+            rows_searched: counter("rows_searched"),
+            rows_gathered: counter("rows_gathered"),
+            bytes_read: counter("bytes_read"),
+            collect_time: timer("collect_time"),
+            sort_time: timer("sort_time"),
+            search_time: timer("search_time"),
+            gather_time: timer("gather_time"),
+            output_time: timer("output_time"),
+        }
+    }
+}
+
+/// A data file, opened, and where its columns are.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    pub(super) rows: RowFile,
+    /// The key columns, in the sort order, and the time.
+    pub(super) keys: Vec<usize>,
+    pub(super) time: usize,
+    pub(super) outputs: Vec<Option<usize>>,
+    pub(super) was_read: AtomicBool,
+}
+
+impl OpenFile {
+    async fn open(context: &TaskContext, right: &Right, index: usize) -> Result<Self> {
+        let runtime = context.runtime_env();
+        let store = runtime.object_store(ObjectStoreUrl::local_filesystem())?;
+        let object = right.files[index].file.object.clone();
+        let location = object.location.clone();
+        let rows = RowFile::open(&runtime, store, object).await?;
+        let column = |column: &HistoryColumn| rows.column(column.id, &column.name);
+        let needed = |wanted: &HistoryColumn| {
+            column(wanted).ok_or_else(|| {
+                let name = &wanted.name;
+                crate::error::Error::corrupt(format!("data file '{location}' lacks column '{name}'"))
+            })
+        };
+        let keys = right.keys.iter().map(needed).collect::<Result<_, _>>()?;
+        let time = needed(&right.time)?;
+        let outputs = right.outputs.iter().map(|output| column(&output.column)).collect();
+        Ok(Self { rows, keys, time, outputs, was_read: AtomicBool::new(false) })
+    }
+
+    /// True the first time.
+    pub(super) fn mark_read(&self) -> bool {
+        !self.was_read.swap(true, Ordering::Relaxed)
+    }
+}
+
+/// Labels that are joined together.
+#[derive(Debug)]
+pub(super) struct Pass<K> {
+    pub(super) labels: Labels<K>,
+    ranges: Mutex<Vec<Range>>,
+    _reservation: MemoryReservation,
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub(super) struct Source<K: Keys> {
+    pub(super) exprs: Arc<LabelExprs>,
+    pub(super) rights: Vec<Arc<Right>>,
+    pub(super) encoder: K::Encoder,
+    pub(super) metrics: Metrics,
+    partitions: usize,
+    state: tokio::sync::Mutex<State<K>>,
+    files: tokio::sync::OnceCell<Vec<Vec<OpenFile>>>,
+}
+
+struct State<K> {
+    left: Option<SendableRecordBatchStream>,
+    /// A batch that did not fit into the pass before.
+    waiting: Option<RecordBatch>,
+    pass: Option<Arc<Pass<K>>>,
+}
+
+impl<K> std::fmt::Debug for State<K> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("ended", &self.left.is_none()).finish_non_exhaustive()
+    }
+}
+
+impl<K: Keys> Source<K> {
+    /// Starts to read the labels.
+    pub(super) fn start(
+        left: &Arc<dyn ExecutionPlan>,
+        exprs: Arc<LabelExprs>,
+        rights: Vec<Arc<Right>>,
+        metrics: Metrics,
+        context: &Arc<TaskContext>,
+    ) -> Result<Self> {
+        let partitions = context.session_config().target_partitions().max(1);
+        let left = match left.output_partitioning().partition_count() {
+            1 => left.execute(0, Arc::clone(context))?,
+            _ => CoalescePartitionsExec::new(Arc::clone(left)).execute(0, Arc::clone(context))?,
+        };
+        let state = State { left: Some(left), waiting: None, pass: None };
+        Ok(Self {
+            encoder: K::encoder(&exprs.key_types)?,
+            exprs,
+            rights,
+            metrics,
+            partitions,
+            state: tokio::sync::Mutex::new(state),
+            files: tokio::sync::OnceCell::new(),
+        })
+    }
+
+    /// The files of each right side.
+    pub(super) async fn files(&self, context: &TaskContext) -> Result<&Vec<Vec<OpenFile>>> {
+        let open = || async {
+            let mut opened = Vec::new();
+            for right in &self.rights {
+                let files = futures::stream::iter(0..right.files.len())
+                    .map(|index| OpenFile::open(context, right, index))
+                    .buffered(OPENING_MAX);
+                opened.push(files.try_collect().await?);
+            }
+            Ok(opened)
+        };
+        self.files.get_or_try_init(open).await
+    }
+
+    /// The next range that nobody works on, or `None` when all are taken and no label is left.
+    pub(super) async fn claim(&self, context: &TaskContext) -> Result<Option<(Arc<Pass<K>>, Range)>> {
+        let mut state = self.state.lock().await;
+        loop {
+            if let Some(pass) = &state.pass {
+                let range = pass.ranges.lock().pop();
+                if let Some(range) = range {
+                    return Ok(Some((Arc::clone(pass), range)));
+                }
+                state.pass = None;
+            }
+            match self.collect(&mut state, context).await? {
+                Some(pass) => state.pass = Some(Arc::new(pass)),
+                None => return Ok(None),
+            }
+        }
+    }
+
+    async fn collect(&self, state: &mut State<K>, context: &TaskContext) -> Result<Option<Pass<K>>> {
+        let pool = context.memory_pool();
+        let reservation = MemoryConsumer::new("AsofHistoryExec labels").register(pool);
+        let budget = match pool.memory_limit() {
+            MemoryLimit::Finite(limit) => limit / LABELS_SHARE,
+            _ => usize::MAX,
+        };
+        let mut labels = Labels::new(&self.encoder, &self.rights);
+        let timer = self.metrics.collect_time.timer();
+        loop {
+            let next = match (state.waiting.take(), &mut state.left) {
+                (Some(batch), _) => Some(batch),
+                (None, Some(left)) => left.next().await.transpose().inspect_err(|_| state.left = None)?,
+                (None, None) => None,
+            };
+            let Some(batch) = next else {
+                state.left = None;
+                break;
+            };
+            if batch.num_rows() == 0 {
+                continue;
+            }
+            let more = batch.get_array_memory_size() + batch.num_rows() * 24;
+            let wanted = labels.bytes() + more;
+            let full = labels.len() + batch.num_rows() > PASS_LABELS_MAX || wanted > budget;
+            if (full && labels.len() > 0) || reservation.try_resize(wanted).is_err() {
+                if labels.len() == 0 {
+                    return Err(resources_datafusion_err!(
+                        "an ASOF join cannot hold a batch of {more} bytes of labels: raise --memory-limit"
+                    ));
+                }
+                state.waiting = Some(batch);
+                break;
+            }
+            labels.push(batch, &self.exprs, &self.encoder, &self.rights)?;
+        }
+        drop(timer);
+        if labels.len() == 0 {
+            return Ok(None);
+        }
+        self.metrics.passes.add(1);
+        self.metrics.labels.add(labels.len());
+        let ranges = {
+            let _timer = self.metrics.sort_time.timer();
+            let mut ranges = labels.split(self.range_count(&labels, pool.memory_limit()));
+            ranges.reverse();
+            ranges
+        };
+        Ok(Some(Pass { labels, ranges: Mutex::new(ranges), _reservation: reservation }))
+    }
+
+    fn range_count(&self, labels: &Labels<K>, limit: MemoryLimit) -> usize {
+        let outputs = self.rights.iter().flat_map(|right| &right.outputs);
+        let width: usize = outputs.map(|output| output.column.data_type.primitive_width().unwrap_or(24)).sum();
+        let range_bytes = match limit {
+            MemoryLimit::Finite(limit) => RANGE_BYTES_MAX.min(limit / (8 * self.partitions)),
+            _ => RANGE_BYTES_MAX,
+        };
+        let by_bytes = (labels.len() * (width + 48)).div_ceil(range_bytes.max(1));
+        let by_cores = (self.partitions * 2).min(labels.len().div_ceil(RANGE_LABELS_MIN));
+        by_bytes.max(by_cores).max(1)
+    }
+}
+
+/// Columns of `batch` in the order of `wanted`, as `types`; the batch has them in the file's order.
+pub(super) fn in_order(batch: &RecordBatch, columns: &[usize], wanted: &[(usize, &HistoryColumn)]) -> Result<Vec<ArrayRef>> {
+    wanted
+        .iter()
+        .map(|(column, as_column)| {
+            let index = columns.binary_search(column).unwrap_or_default();
+            let array = batch.column(index);
+            if array.data_type() == &as_column.data_type {
+                return Ok(Arc::clone(array));
+            }
+            Ok(datafusion::arrow::compute::cast(array, &as_column.data_type)?)
+        })
+        .collect()
+}

@@ -1,0 +1,57 @@
+//! The session's say in how ASOF joins run.
+
+use std::fmt;
+use std::str::FromStr;
+
+use datafusion::common::config::ConfigExtension;
+use datafusion::common::{DataFusionError, config_field, extensions_options, plan_err};
+
+/// How ASOF joins run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Strategy {
+    /// Against sorted files where the right side is a table that has them, else as a partitioned merge.
+    #[default]
+    Auto,
+    /// Against sorted files, or not at all.
+    SortedFiles,
+    /// Both sides partitioned on the keys, sorted, and merged.
+    PartitionedMerge,
+}
+
+const NAMES: [(&str, Strategy); 3] = [
+    ("auto", Strategy::Auto),
+    ("sorted_files", Strategy::SortedFiles),
+    ("partitioned_merge", Strategy::PartitionedMerge),
+];
+
+impl FromStr for Strategy {
+    type Err = DataFusionError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match NAMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(text)) {
+            Some((_, strategy)) => Ok(*strategy),
+            None => plan_err!("'{text}' is no ASOF strategy: auto, sorted_files or partitioned_merge"),
+        }
+    }
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = NAMES.iter().find(|(_, strategy)| strategy == self).map_or("", |(name, _)| *name);
+        f.write_str(name)
+    }
+}
+
+config_field!(Strategy);
+
+extensions_options! {
+    /// Settings of a session, `SET fletching.… = …`.
+    pub(crate) struct AsofOptions {
+        /// How ASOF joins run: auto, sorted_files or partitioned_merge.
+        pub asof_strategy: Strategy, default = Strategy::Auto
+    }
+}
+
+impl ConfigExtension for AsofOptions {
+    const PREFIX: &'static str = "fletching";
+}

@@ -1,0 +1,20 @@
+//! Rows of data files by number: only the pages that hold them are fetched, and only their values decoded.
+//!
+//! ```text
+//! file     row group 0                 row group 1
+//!          page 0 | page 1 | page 2    page 0 | page 1
+//! rows     0        20000    40000     60000    80000        (from the offset index)
+//! ```
+//!
+//! [`RowFile::fetch`] brings the pages of some columns and rows into memory, [`RowFile::scan`] decodes all of those rows
+//! with Parquet's own reader, and [`RowFile::take`] the values at single rows: where values lie in fixed slots (plain
+//! values, dictionary indices) what lies between costs nothing, elsewhere Parquet's reader skips to them.
+
+mod fetched;
+mod file;
+mod page;
+mod runs;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use file::RowFile;
