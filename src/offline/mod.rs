@@ -3,6 +3,7 @@
 mod catalog;
 mod durable;
 mod files;
+mod order;
 mod scan;
 mod schema;
 mod snapshot;
