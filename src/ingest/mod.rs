@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::memory_pool::MemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
@@ -58,7 +59,7 @@ impl Ingest {
             Some(Object::Table(table)) => {
                 let conform = Conform::to_table(name, table.schema(), &rows.schema())?;
                 let rows = conformed(rows, conform, Arc::clone(table.schema()));
-                Ok(self.offline.append(&table, rows, HashMap::new()).await?.1)
+                Ok(self.offline.append(&table, rows, HashMap::new(), self.memory()).await?.1)
             }
             Some(Object::FeatureGroup(group, table)) => self.append_to_group(&group, &table, rows).await,
         }
@@ -75,7 +76,7 @@ impl Ingest {
         let ingested_at_us = self.stamps.next(group.id, table.snapshot_property(INGESTED_AT_PROPERTY));
         let rows = stamp::stamped(rows, group.history_schema(), ingested_at_us);
         let properties = HashMap::from([(INGESTED_AT_PROPERTY.to_owned(), ingested_at_us.to_string())]);
-        let (table, count) = self.offline.append(table, rows, properties).await?;
+        let (table, count) = self.offline.append(table, rows, properties, self.memory()).await?;
         if count > 0
             && let Err(error) = self.catch_up(group, &table).await
         {
@@ -97,7 +98,7 @@ impl Ingest {
         let spec = table_spec(name, &rows.schema())?;
         let conform = Conform::to_table(name, &spec.schema, &rows.schema())?;
         let rows = conformed(rows, conform, Arc::clone(&spec.schema));
-        self.offline.create(&spec, Some(rows)).await
+        self.offline.create(&spec, Some(rows), self.memory()).await
     }
 
     /// Puts a plain table of `rows` in the place of a plain table, or creates it: all of it or nothing.
@@ -122,13 +123,17 @@ impl Ingest {
         let spec = table_spec(name, &rows.schema())?;
         let conform = Conform::to_table(name, &spec.schema, &rows.schema())?;
         let rows = conformed(rows, conform, Arc::clone(&spec.schema));
-        self.offline.replace(&old, &spec, rows).await
+        self.offline.replace(&old, &spec, rows, self.memory()).await
+    }
+
+    fn memory(&self) -> &Arc<dyn MemoryPool> {
+        &self.runtime.memory_pool
     }
 }
 
 fn table_spec(name: &TableName, schema: &SchemaRef) -> Result<TableSpec> {
     let schema = storage_schema(schema)?;
-    Ok(TableSpec { name: name.clone(), schema, docs: HashMap::new(), properties: HashMap::new() })
+    Ok(TableSpec::plain(name.clone(), schema))
 }
 
 fn conformed(

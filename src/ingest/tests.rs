@@ -12,7 +12,7 @@ use super::*;
 use crate::clock::ManualClock;
 use crate::model::{Column, EntityKey, encode_keys};
 use crate::online::{self, Backend, Found, OnlineOptions, ScannedEntries};
-use crate::registry::properties_of;
+use crate::registry::table_of;
 
 /// The embedded store, whose writes fail while it is `down`.
 #[derive(Debug)]
@@ -112,16 +112,11 @@ async fn fixture() -> Fixture {
     let store = online::open(options, Arc::clone(&clock)).await.unwrap();
     let online = Arc::new(Faulty { store, down: AtomicBool::new(false) });
     let group = definition();
-    let spec = TableSpec {
-        name: group.name.clone(),
-        schema: group.history_schema(),
-        docs: HashMap::new(),
-        properties: properties_of(&group).unwrap(),
-    };
-    offline.create(&spec, None).await.unwrap();
+    let runtime = Arc::new(RuntimeEnv::default());
+    offline.create(&table_of(&group).unwrap(), None, &runtime.memory_pool).await.unwrap();
     let registry = Arc::new(Registry::new(Arc::clone(&offline)));
     let store: Arc<dyn OnlineStore> = Arc::clone(&online) as _;
-    let ingest = Ingest::new(registry, offline, store, Arc::new(RuntimeEnv::default()), clock);
+    let ingest = Ingest::new(registry, offline, store, runtime, clock);
     Fixture { ingest, online, name: group.name, _dir: dir }
 }
 

@@ -42,7 +42,7 @@ impl HistoryFile {
 impl IcebergTable {
     /// The table's rows as sorted files, or `None` where a file is not sorted or where this is not the whole table.
     pub(crate) async fn history(&self) -> Result<Option<History>> {
-        let order = self.table().sort_columns();
+        let order = self.table().sort_columns().to_vec();
         if order.is_empty() || self.is_partial() {
             return Ok(None);
         }

@@ -4,6 +4,7 @@ mod catalog;
 mod durable;
 mod files;
 mod history;
+mod order;
 mod rows;
 mod scan;
 mod schema;

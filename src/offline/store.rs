@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::memory_pool::MemoryPool;
 use iceberg::io::FileIO;
 use iceberg::spec::{DataFile, TableMetadata, TableMetadataBuilder, TableMetadataRef};
 use iceberg::{MetadataLocation, TableCreation};
@@ -16,6 +17,7 @@ use uuid::Uuid;
 use super::catalog::Catalog;
 use super::durable::{local_path, make_durable};
 use super::files::{ManifestCache, data_files};
+use super::order::{TableOrder, iceberg_order};
 use super::schema::{arrow_schema, iceberg_schema};
 use super::snapshot;
 use super::write::{WrittenFiles, write_files};
@@ -40,6 +42,15 @@ pub(crate) struct TableSpec {
     pub(crate) docs: HashMap<String, String>,
     /// Iceberg table properties.
     pub(crate) properties: HashMap<String, String>,
+    /// Columns that its files are sorted by, ascending and NULLs first; none for rows as they come.
+    pub(crate) sort_columns: Vec<String>,
+}
+
+impl TableSpec {
+    /// A table of these columns, and nothing more to say of it.
+    pub(crate) fn plain(name: TableName, schema: SchemaRef) -> Self {
+        Self { name, schema, docs: HashMap::new(), properties: HashMap::new(), sort_columns: Vec::new() }
+    }
 }
 
 /// An Iceberg table at one version of its metadata.
@@ -49,13 +60,15 @@ pub(crate) struct OfflineTable {
     location: Arc<str>,
     metadata: TableMetadataRef,
     schema: SchemaRef,
+    order: Option<Arc<TableOrder>>,
 }
 
 impl OfflineTable {
     fn new(name: TableName, location: &str, metadata: TableMetadataRef) -> Result<Self> {
         refuse_renames(&name, &metadata)?;
         let schema = arrow_schema(metadata.current_schema())?;
-        Ok(Self { name, location: location.into(), metadata, schema })
+        let order = TableOrder::of(&metadata, &schema).map(Arc::new);
+        Ok(Self { name, location: location.into(), metadata, schema, order })
     }
 
     pub(crate) fn name(&self) -> &TableName {
@@ -69,6 +82,16 @@ impl OfflineTable {
     /// Columns as SQL sees them.
     pub(crate) fn schema(&self) -> &SchemaRef {
         &self.schema
+    }
+
+    /// The columns that sorted files of this table are sorted by, ascending and NULLs first; see [`Self::is_sorted`].
+    pub(crate) fn sort_columns(&self) -> &[String] {
+        self.order.as_ref().map_or(&[], |order| &order.columns)
+    }
+
+    /// Whether the rows of `file` are in the order of [`Self::sort_columns`]: it was written so and stamped with it.
+    pub(crate) fn is_sorted(&self, file: &DataFile) -> bool {
+        self.order.as_ref().is_some_and(|order| order.is_kept_by(file))
     }
 
     /// Snapshots after `applied` up to the current one, or `None` where `applied` is not among its ancestors.
@@ -199,7 +222,8 @@ impl OfflineStore {
         }
     }
 
-    /// Creates a table, with rows if `rows` is given: both or neither become visible. Returns the rows written.
+    /// Creates a table, with rows if `rows` is given: both or neither become visible. Returns the rows written, for
+    /// which `memory` is asked.
     ///
     /// # Errors
     /// `AlreadyExists` where the name is taken.
@@ -207,8 +231,9 @@ impl OfflineStore {
         &self,
         spec: &TableSpec,
         rows: Option<SendableRecordBatchStream>,
+        memory: &Arc<dyn MemoryPool>,
     ) -> Result<u64> {
-        let built = self.build(spec, rows).await?;
+        let built = self.build(spec, rows, memory).await?;
         match self.catalog.insert(&spec.name, &built.location).await {
             Ok(true) => Ok(built.rows),
             Ok(false) => {
@@ -228,8 +253,9 @@ impl OfflineStore {
         old: &OfflineTable,
         spec: &TableSpec,
         rows: SendableRecordBatchStream,
+        memory: &Arc<dyn MemoryPool>,
     ) -> Result<u64> {
-        let built = self.build(spec, Some(rows)).await?;
+        let built = self.build(spec, Some(rows), memory).await?;
         if self.catalog.swap(&spec.name, &old.location, &built.location).await? {
             self.delete_files(&old.metadata).await;
             return Ok(built.rows);
@@ -248,8 +274,9 @@ impl OfflineStore {
         table: &OfflineTable,
         rows: SendableRecordBatchStream,
         properties: HashMap<String, String>,
+        memory: &Arc<dyn MemoryPool>,
     ) -> Result<(OfflineTable, u64)> {
-        let written = write_files(&self.io, &table.metadata, rows).await?;
+        let written = write_files(&self.io, &table.metadata, rows, memory).await?;
         if written.files.is_empty() {
             return Ok((table.clone(), 0));
         }
@@ -321,14 +348,22 @@ impl OfflineStore {
         )))
     }
 
-    async fn build(&self, spec: &TableSpec, rows: Option<SendableRecordBatchStream>) -> Result<Built> {
+    async fn build(
+        &self,
+        spec: &TableSpec,
+        rows: Option<SendableRecordBatchStream>,
+        memory: &Arc<dyn MemoryPool>,
+    ) -> Result<Built> {
         let name = &spec.name;
         let directory = format!("{}-{}", path_component(&name.name), Uuid::now_v7());
         let location = self.warehouse.join(path_component(&name.schema)).join(directory);
+        let schema = iceberg_schema(&spec.schema, &spec.docs)?;
+        let order = iceberg_order(&schema, &spec.sort_columns)?;
         let creation = TableCreation::builder()
             .name(name.name.clone())
             .location(format!("file://{}", location.display()))
-            .schema(iceberg_schema(&spec.schema, &spec.docs)?)
+            .schema(schema)
+            .sort_order(order)
             .properties(spec.properties.clone())
             .build();
         let cannot = |e| Error::invalid(format!("table '{name}' does not fit Iceberg")).with_source(e);
@@ -338,7 +373,7 @@ impl OfflineStore {
             .metadata;
         let mut written = None;
         if let Some(rows) = rows {
-            let files = write_files(&self.io, &metadata, rows).await?;
+            let files = write_files(&self.io, &metadata, rows, memory).await?;
             if !files.files.is_empty() {
                 let now_ms = self.clock.now_us().div_euclid(1000);
                 metadata = snapshot::append(&self.io, &metadata, files.files.clone(), HashMap::new(), now_ms)

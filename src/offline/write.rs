@@ -1,29 +1,32 @@
 //! Record batches to Parquet data files with Iceberg statistics. Nothing is visible before a commit names the files.
 
+mod chunk;
+mod format;
+mod sorted;
+
 use std::sync::Arc;
 
 use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::memory_pool::MemoryPool;
 use futures::TryStreamExt;
 use iceberg::arrow::{FieldMatchMode, schema_to_arrow_schema};
 use iceberg::io::FileIO;
-use iceberg::spec::{DataContentType, DataFile, DataFileFormat, Struct, TableMetadata};
+use iceberg::spec::{DataFile, DataFileFormat, TableMetadata};
 use iceberg::writer::file_writer::ParquetWriterBuilder;
 use iceberg::writer::file_writer::location_generator::{DefaultFileNameGenerator, DefaultLocationGenerator};
-use iceberg::writer::file_writer::rolling_writer::{RollingFileWriter, RollingFileWriterBuilder};
-use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use iceberg::writer::file_writer::rolling_writer::RollingFileWriterBuilder;
 use uuid::Uuid;
 
+use super::order::TableOrder;
 use crate::error::{Error, Result};
+use chunk::Chunk;
+use format::{data_file, properties};
+use sorted::write_sorted;
 
 const FILE_BYTES_TARGET: usize = 256 * 1024 * 1024;
-const ROW_GROUP_ROWS_MAX: usize = 256 * 1024;
-const PAGE_ROWS_MAX: usize = 20_000;
-
-type Writer = RollingFileWriter<ParquetWriterBuilder, DefaultLocationGenerator, DefaultFileNameGenerator>;
 
 /// Files that are written and not yet committed, all under one directory of their own.
 #[derive(Debug)]
@@ -40,15 +43,22 @@ impl WrittenFiles {
     }
 }
 
-/// Writes all of `batches`, whose schema is the table's as SQL sees it. On an error nothing remains; a caller that
-/// drops the call leaves files that no snapshot names.
+/// Writes all of `batches`, whose schema is the table's as SQL sees it: sorted where the table has an order, else as
+/// they come. `memory` is asked for what is sorted at a time. On an error nothing remains; a caller that drops the
+/// call leaves files that no snapshot names.
 pub(super) async fn write_files(
     io: &FileIO,
     metadata: &TableMetadata,
     batches: SendableRecordBatchStream,
+    memory: &Arc<dyn MemoryPool>,
 ) -> Result<WrittenFiles> {
-    let directory = format!("{}/data/{}", metadata.location(), Uuid::now_v7());
-    match write_into(io, metadata, &directory, batches).await {
+    let target = Arc::new(Target::new(io, metadata)?);
+    let written = match target.order {
+        Some(_) => write_sorted(Arc::clone(&target), batches, memory).await,
+        None => write_as_they_come(&target, batches).await,
+    };
+    let directory = target.directory.clone();
+    match written {
         Ok((files, rows)) => Ok(WrittenFiles { directory, files, rows }),
         Err(error) => {
             discard(io, &directory).await;
@@ -63,60 +73,79 @@ async fn discard(io: &FileIO, directory: &str) {
     }
 }
 
-async fn write_into(
-    io: &FileIO,
-    metadata: &TableMetadata,
-    directory: &str,
+/// Where files go, and how they are written.
+struct Target {
+    io: FileIO,
+    directory: String,
+    schema: SchemaRef,
+    parquet: ParquetWriterBuilder,
+    partition_spec_id: i32,
+    order: Option<TableOrder>,
+}
+
+impl Target {
+    fn new(io: &FileIO, metadata: &TableMetadata) -> Result<Self> {
+        let schema: SchemaRef = Arc::new(schema_to_arrow_schema(metadata.current_schema()).map_err(failed)?);
+        let order = TableOrder::of(metadata, &schema);
+        let parquet = ParquetWriterBuilder::new_with_match_mode(
+            properties(&schema, order.as_ref()),
+            Arc::clone(metadata.current_schema()),
+            FieldMatchMode::Name,
+        );
+        Ok(Self {
+            io: io.clone(),
+            directory: format!("{}/data/{}", metadata.location(), Uuid::now_v7()),
+            schema,
+            parquet,
+            partition_spec_id: metadata.default_partition_spec_id(),
+            order,
+        })
+    }
+
+    /// Re-labels a batch with the table's own Arrow types (field ids, `+00:00` for UTC): values do not change.
+    fn conform(&self, batch: &RecordBatch) -> Result<RecordBatch> {
+        let columns: Result<Vec<_>, _> = batch
+            .columns()
+            .iter()
+            .zip(self.schema.fields())
+            .map(|(column, field)| cast(column, field.data_type()))
+            .collect();
+        Ok(RecordBatch::try_new(Arc::clone(&self.schema), columns?)?)
+    }
+
+    /// Conformed batches as a chunk to be sorted.
+    fn chunk(&self, batches: Vec<RecordBatch>) -> Result<Chunk> {
+        let order = self.order.as_ref();
+        let columns = order.iter().flat_map(|order| &order.columns);
+        let columns = columns.map(|name| self.schema.index_of(name)).collect::<Result<Vec<_>, _>>()?;
+        let time = order.and_then(|order| order.time).map(|at| columns[at]);
+        Ok(Chunk::new(batches, columns, time))
+    }
+}
+
+async fn write_as_they_come(
+    target: &Target,
     mut batches: SendableRecordBatchStream,
 ) -> Result<(Vec<DataFile>, u64)> {
-    let file_schema: SchemaRef = Arc::new(schema_to_arrow_schema(metadata.current_schema()).map_err(failed)?);
-    let mut writer = writer(io, metadata, directory);
+    let locations = DefaultLocationGenerator::with_data_location(target.directory.clone());
+    let names = DefaultFileNameGenerator::new("part".to_owned(), None, DataFileFormat::Parquet);
+    let (parquet, io) = (target.parquet.clone(), target.io.clone());
+    let mut writer = RollingFileWriterBuilder::new(parquet, FILE_BYTES_TARGET, io, locations, names).build();
     let mut rows = 0;
     while let Some(batch) = batches.try_next().await? {
         if batch.num_rows() > 0 {
             rows += batch.num_rows() as u64;
-            writer.write(&None, &conform(&batch, &file_schema)?).await.map_err(failed)?;
+            writer.write(&None, &target.conform(&batch)?).await.map_err(failed)?;
         }
     }
-    let spec = metadata.default_partition_spec_id();
-    let files = writer
-        .close()
-        .await
-        .map_err(failed)?
-        .into_iter()
-        .map(|mut file| {
-            file.content(DataContentType::Data).partition(Struct::empty()).partition_spec_id(spec);
-            file.build().map_err(|e| Error::internal("a data file is incomplete").with_source(e))
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let files = writer.close().await.map_err(failed)?.into_iter();
+    let files = files.map(|file| data_file(file, target.partition_spec_id, None)).collect::<Result<_>>()?;
     Ok((files, rows))
-}
-
-fn writer(io: &FileIO, metadata: &TableMetadata, directory: &str) -> Writer {
-    let properties = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::default()))
-        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS_MAX))
-        .set_data_page_row_count_limit(PAGE_ROWS_MAX)
-        .set_statistics_enabled(EnabledStatistics::Page)
-        .build();
-    let schema = metadata.current_schema().clone();
-    let parquet = ParquetWriterBuilder::new_with_match_mode(properties, schema, FieldMatchMode::Name);
-    let locations = DefaultLocationGenerator::with_data_location(directory.to_owned());
-    let names = DefaultFileNameGenerator::new("part".to_owned(), None, DataFileFormat::Parquet);
-    RollingFileWriterBuilder::new(parquet, FILE_BYTES_TARGET, io.clone(), locations, names).build()
-}
-
-/// Re-labels a batch with the table's own Arrow types (field ids, `+00:00` for UTC): values do not change.
-fn conform(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
-    let columns: Result<Vec<_>, _> = batch
-        .columns()
-        .iter()
-        .zip(schema.fields())
-        .map(|(column, field)| cast(column, field.data_type()))
-        .collect();
-    Ok(RecordBatch::try_new(Arc::clone(schema), columns?)?)
 }
 
 fn failed(error: iceberg::Error) -> Error {
     Error::unavailable("cannot write data files to the warehouse").with_source(error)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
-//! A feature group's definition in its Iceberg table's properties, and back.
+//! A feature group as an Iceberg table, its definition in the table's properties, and back.
 //!
 //! ```text
+//! sort order               = the entity key in its order, the event time, _ingested_at, _sequence
 //! comment                  = what the group is, in words
 //! fletching.feature-group  = {"format":1,"version":1,"entity_key":["user_id"],"event_time":"ts",
 //!                             "ttl_us":2592000000000,"owner":"ml","tags":["churn"],"online":true,
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::Object;
 use crate::error::{Error, Result};
 use crate::model::{Column, FeatureGroup, INGESTED_AT, SEQUENCE};
-use crate::offline::OfflineTable;
+use crate::offline::{OfflineTable, TableSpec};
 
 const PROPERTY: &str = "fletching.feature-group";
 const COMMENT: &str = "comment";
@@ -42,8 +43,23 @@ struct Stored {
     defaults: BTreeMap<String, String>,
 }
 
+/// The table that keeps `group`: an entity's rows lie together, oldest first, and of rows of one time the one that
+/// wins lies last.
+pub(crate) fn table_of(group: &FeatureGroup) -> Result<TableSpec> {
+    let described = |c: &Column| Some((c.field.name().clone(), c.description.clone()?));
+    let order = group.entity_key.iter().chain([&group.event_time]);
+    let order = order.map(|&i| group.columns[i].field.name().as_str()).chain([INGESTED_AT, SEQUENCE]);
+    Ok(TableSpec {
+        name: group.name.clone(),
+        schema: group.history_schema(),
+        docs: group.columns.iter().filter_map(described).collect(),
+        properties: properties_of(group)?,
+        sort_columns: order.map(str::to_owned).collect(),
+    })
+}
+
 /// The table properties that keep `group`'s definition.
-pub(crate) fn properties_of(group: &FeatureGroup) -> Result<HashMap<String, String>> {
+fn properties_of(group: &FeatureGroup) -> Result<HashMap<String, String>> {
     let name_of = |i: &usize| group.columns[*i].field.name().clone();
     let mut defaults = BTreeMap::new();
     for column in &group.columns {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use moka::sync::Cache;
 
-pub(crate) use definition::{default_text, properties_of};
+pub(crate) use definition::{default_text, table_of};
 
 use crate::error::Result;
 use crate::model::{FeatureGroup, TableName};

@@ -1,6 +1,5 @@
 //! Statements that create, drop and set: what each does to the stores and to the session.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::{Field, Schema, SchemaRef};
@@ -21,7 +20,7 @@ use super::temp::TempTable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::TableName;
 use crate::offline::{TableSpec, storage_schema};
-use crate::registry::{DEFAULT_SCHEMA, Object, properties_of};
+use crate::registry::{DEFAULT_SCHEMA, Object, table_of};
 
 /// Settings that a client may change for its session.
 const SETTINGS: [&str; 4] = [
@@ -47,15 +46,7 @@ impl Session {
         let if_not_exists = create.if_not_exists;
         self.check_creatable(&name)?;
         let group = definition::feature_group(state, name.clone(), create).await?;
-        let docs = group.columns.iter();
-        let docs = docs.filter_map(|c| Some((c.field.name().clone(), c.description.clone()?))).collect();
-        let spec = TableSpec {
-            name: name.clone(),
-            schema: group.history_schema(),
-            docs,
-            properties: properties_of(&group)?,
-        };
-        match self.engine.offline.create(&spec, None).await {
+        match self.engine.offline.create(&table_of(&group)?, None, &self.engine.runtime.memory_pool).await {
             Err(error) if error.kind() == ErrorKind::AlreadyExists && if_not_exists => {
                 match self.catalog.object(&name).await? {
                     Some(Object::Table(_)) => Err(Error::already_exists(format!(
@@ -159,8 +150,8 @@ impl Session {
             }
             None => {
                 let schema = storage_schema(input.schema().as_arrow())?;
-                let spec = TableSpec { name, schema, docs: HashMap::new(), properties: HashMap::new() };
-                self.engine.offline.create(&spec, None).await
+                let memory = &self.engine.runtime.memory_pool;
+                self.engine.offline.create(&TableSpec::plain(name, schema), None, memory).await
             }
         }
     }

@@ -46,11 +46,7 @@ macro_rules! or_partitioned {
     };
 }
 
-pub(super) async fn choose(
-    node: &AsofJoin,
-    left: &Side<'_>,
-    state: &SessionState,
-) -> Result<Choice> {
+pub(super) async fn choose(node: &AsofJoin, left: &Side<'_>, state: &SessionState) -> Result<Choice> {
     let forced = state.config().options().extensions.get::<super::AsofOptions>().map(|o| o.asof_strategy);
     if forced == Some(super::Strategy::PartitionedMerge) {
         return Ok(Choice::Partitioned("as fletching.asof_strategy says"));
@@ -78,14 +74,18 @@ async fn sorted(node: &AsofJoin, left: &Side<'_>) -> Result<Choice> {
     let time = or_partitioned!(column_of(&spec.right_time), "right time is computed");
     let keys: Option<Vec<HistoryColumn>> = spec.on.iter().map(|(_, right)| column_of(right)).collect();
     let keys = or_partitioned!(keys, "a right key is computed");
-    let order = or_partitioned!(key_order(&history, &keys, &time), "keys and time are not those that files are sorted by");
+    let order = or_partitioned!(
+        key_order(&history, &keys, &time),
+        "keys and time are not those that files are sorted by"
+    );
     let keys: Vec<HistoryColumn> = order.iter().map(|index| keys[*index].clone()).collect();
     let key_types: Vec<DataType> = keys.iter().map(|key| key.data_type.clone()).collect();
     let kind = or_partitioned!(KeyKind::of(&key_types), "keys of such types are not searched");
     let label_time = (left.on_left)(&spec.left_time)?;
     let units = unit(&label_time.data_type(&left.plan.schema())?).zip(unit(&time.data_type));
     let units = or_partitioned!(units, "times of such types are not searched");
-    let files = or_partitioned!(files(&history, &scanned.table, spec, &time), "files overlap in ingestion order");
+    let files =
+        or_partitioned!(files(&history, &scanned.table, spec, &time), "files overlap in ingestion order");
     let known_by = spec.known_at.as_ref().map(|known| known_by(known, left)).transpose()?;
     let known_by = or_partitioned!(transposed(known_by), "the as-known-at bound is not searched");
     let on_left: Vec<PhysicalExprRef> =
@@ -98,7 +98,8 @@ async fn sorted(node: &AsofJoin, left: &Side<'_>) -> Result<Choice> {
             Ok(Output { column: scanned.columns[index].clone(), absent })
         })
         .collect::<Result<Vec<_>>>()?;
-    let description = format!("type={}, {spec}, strategy=sorted files, files={}", spec.join_type, files.len());
+    let description =
+        format!("type={}, {spec}, strategy=sorted files, files={}", spec.join_type, files.len());
     let right = Right {
         files: files.into(),
         keys,
@@ -196,7 +197,12 @@ fn known_by(known: &KnownAt, left: &Side<'_>) -> Result<Option<KnownBy>> {
 
 /// The files from the nearest in time, ranked by ingestion; `None` where the manifest does not tell which of two rows
 /// of equal time in different files was ingested last.
-fn files(history: &History, table: &IcebergTable, spec: &AsofSpec, time: &HistoryColumn) -> Option<Vec<SortedFile>> {
+fn files(
+    history: &History,
+    table: &IcebergTable,
+    spec: &AsofSpec,
+    time: &HistoryColumn,
+) -> Option<Vec<SortedFile>> {
     let (ingested_at, sequence) = (table.field_id(INGESTED_AT)?, table.field_id(SEQUENCE)?);
     let mut files = Vec::with_capacity(history.files.len());
     for file in &history.files {
@@ -206,9 +212,13 @@ fn files(history: &History, table: &IcebergTable, spec: &AsofSpec, time: &Histor
         if spec.known_at.is_some() && !one_write {
             return None;
         }
-        let learnt = if one_write { ((first, low), (last, high)) } else { ((first, i64::MIN), (last, i64::MAX)) };
+        let learnt =
+            if one_write { ((first, low), (last, high)) } else { ((first, i64::MIN), (last, i64::MAX)) };
         let times = file.bounds(time.id).unwrap_or((i64::MIN, i64::MAX));
-        files.push((learnt, SortedFile { file: file.clone(), times, ingested_us: one_write.then_some(first), rank: 0 }));
+        files.push((
+            learnt,
+            SortedFile { file: file.clone(), times, ingested_us: one_write.then_some(first), rank: 0 },
+        ));
     }
     files.sort_by_key(|(learnt, _)| *learnt);
     for (index, ((_, last), file)) in files.iter().enumerate() {
@@ -218,7 +228,8 @@ fn files(history: &History, table: &IcebergTable, spec: &AsofSpec, time: &Histor
             return None;
         }
     }
-    let ranked = files.into_iter().enumerate().map(|(rank, (_, file))| SortedFile { rank: rank as u32, ..file });
+    let ranked =
+        files.into_iter().enumerate().map(|(rank, (_, file))| SortedFile { rank: rank as u32, ..file });
     let mut files: Vec<SortedFile> = ranked.collect();
     match spec.op.is_backward() {
         true => files.sort_by_key(|file| (std::cmp::Reverse(file.times.1), std::cmp::Reverse(file.rank))),

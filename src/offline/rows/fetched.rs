@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
-use object_store::path::Path;
 use object_store::ObjectStore;
+use object_store::path::Path;
 use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::reader::{ChunkReader, Length};
 
@@ -35,9 +35,10 @@ impl Fetched {
                 _ => joined.push(range),
             }
         }
-        let bytes = store.get_ranges(path, &joined).await.map_err(|e| {
-            Error::unavailable(format!("cannot read data file '{path}'")).with_source(e)
-        })?;
+        let bytes = store
+            .get_ranges(path, &joined)
+            .await
+            .map_err(|e| Error::unavailable(format!("cannot read data file '{path}'")).with_source(e))?;
         let parts = joined.into_iter().map(|range| range.start).zip(bytes).collect();
         Ok(Self { file_bytes, parts })
     }
@@ -75,7 +76,10 @@ impl ChunkReader for Fetched {
     fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<Bytes> {
         let bytes = self.from(start)?;
         if bytes.len() < length {
-            return Err(ParquetError::EOF(format!("bytes {start} to {} were not fetched", start + length as u64)));
+            return Err(ParquetError::EOF(format!(
+                "bytes {start} to {} were not fetched",
+                start + length as u64
+            )));
         }
         Ok(bytes.slice(..length))
     }

@@ -110,7 +110,10 @@ impl RowFile {
     }
 
     /// Row groups that hold some of `ranges`, with those ranges counted from the row group's start.
-    fn by_group<'a>(&'a self, ranges: &'a [Range<u32>]) -> impl Iterator<Item = (usize, Vec<Range<u32>>)> + 'a {
+    fn by_group<'a>(
+        &'a self,
+        ranges: &'a [Range<u32>],
+    ) -> impl Iterator<Item = (usize, Vec<Range<u32>>)> + 'a {
         (0..self.starts.len() - 1).filter_map(move |group| {
             let (start, end) = (self.starts[group], self.starts[group + 1]);
             let from = ranges.partition_point(|range| range.end <= start);
@@ -129,10 +132,12 @@ impl RowFile {
         let corrupt = |e: ParquetError| self.corrupt(e);
         let metadata = self.metadata();
         let name = self.schema().field(column).name();
-        let converter = StatisticsConverter::try_new(name, self.schema(), self.arrow.parquet_schema()).map_err(corrupt)?;
+        let converter = StatisticsConverter::try_new(name, self.schema(), self.arrow.parquet_schema())
+            .map_err(corrupt)?;
         let groups: Vec<usize> = (0..metadata.num_row_groups()).collect();
         let leaf = converter.parquet_column_index();
-        let indexed = leaf.is_some_and(|leaf| groups.iter().all(|group| self.locations(*group, leaf).is_some()));
+        let indexed =
+            leaf.is_some_and(|leaf| groups.iter().all(|group| self.locations(*group, leaf).is_some()));
         if let (true, Some(leaf), Some(columns), Some(offsets)) =
             (indexed, leaf, metadata.column_index(), metadata.offset_index())
         {
@@ -275,7 +280,8 @@ impl RowFile {
             }
             for (index, page) in locations.iter().enumerate() {
                 let start = pair[0] + page.first_row_index as u32;
-                let end = locations.get(index + 1).map_or(pair[1], |next| pair[0] + next.first_row_index as u32);
+                let end =
+                    locations.get(index + 1).map_or(pair[1], |next| pair[0] + next.first_row_index as u32);
                 let (here, later) = rest.split_at(rest.partition_point(|row| *row < end));
                 rest = later;
                 if here.is_empty() {
@@ -308,7 +314,9 @@ impl RowFile {
         let parts: Vec<&dyn datafusion::arrow::array::Array> =
             batches.iter().map(|batch| batch.column(0).as_ref()).collect();
         let distinct = match parts.as_slice() {
-            [] => return Ok(datafusion::arrow::array::new_empty_array(self.schema().field(column).data_type())),
+            [] => {
+                return Ok(datafusion::arrow::array::new_empty_array(self.schema().field(column).data_type()));
+            }
             [_] => Arc::clone(batches[0].column(0)),
             parts => concat(parts)?,
         };

@@ -262,7 +262,12 @@ impl Strings {
     fn with_capacity(capacity: usize) -> Self {
         let mut offsets = Vec::with_capacity(capacity + 1);
         offsets.push(0);
-        Self { dictionary: Bytes::new(), entries: Vec::new(), offsets, data: Vec::with_capacity(capacity * 8) }
+        Self {
+            dictionary: Bytes::new(),
+            entries: Vec::new(),
+            offsets,
+            data: Vec::with_capacity(capacity * 8),
+        }
     }
 
     fn set_dictionary(&mut self, bytes: Bytes, count: usize) -> Result<()> {
@@ -278,7 +283,9 @@ impl Strings {
     fn push(&mut self, value: &[u8]) -> Result<()> {
         self.data.extend_from_slice(value);
         let end = i32::try_from(self.data.len()).map_err(|_| {
-            Error::exhausted("the values of one text column for one batch exceed 2 GiB: join fewer rows at a time")
+            Error::exhausted(
+                "the values of one text column for one batch exceed 2 GiB: join fewer rows at a time",
+            )
         })?;
         self.offsets.push(end);
         Ok(())

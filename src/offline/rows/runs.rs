@@ -56,7 +56,9 @@ impl<'a> Runs<'a> {
     fn varint(&mut self) -> Result<u64> {
         let mut value = 0_u64;
         for shift in (0..63).step_by(7) {
-            let [byte, rest @ ..] = self.data else { return Err(corrupt("fewer values than its header says")) };
+            let [byte, rest @ ..] = self.data else {
+                return Err(corrupt("fewer values than its header says"));
+            };
             self.data = rest;
             value |= u64::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {

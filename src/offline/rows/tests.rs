@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use datafusion::arrow::array::{
-    ArrayRef, BinaryArray, BooleanArray, Date32Array, Decimal128Array, Float32Array, Float64Array, Int32Array,
-    Int64Array, ListArray, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array,
+    ArrayRef, BinaryArray, BooleanArray, Date32Array, Decimal128Array, Float32Array, Float64Array,
+    Int32Array, Int64Array, ListArray, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array,
 };
 use datafusion::arrow::compute::{concat_batches, take};
 use datafusion::arrow::datatypes::{DataType, Int32Type};
@@ -32,11 +32,28 @@ fn batch(rows: usize, distinct: i64, nulls: bool) -> RecordBatch {
         ("float", Arc::new(Float32Array::from_iter((0..rows).map(|row| ints(row).map(|v| v as f32 / 3.0))))),
         ("double", Arc::new(Float64Array::from_iter((0..rows).map(|row| ints(row).map(|v| v as f64 / 3.0))))),
         ("flag", Arc::new(BooleanArray::from_iter((0..rows).map(|row| ints(row).map(|v| v % 3 == 0))))),
-        ("text", Arc::new(StringArray::from_iter((0..rows).map(|row| ints(row).map(|v| "x".repeat(v as usize % 9) + &v.to_string()))))),
+        (
+            "text",
+            Arc::new(StringArray::from_iter(
+                (0..rows).map(|row| ints(row).map(|v| "x".repeat(v as usize % 9) + &v.to_string())),
+            )),
+        ),
         ("bytes", Arc::new(BinaryArray::from_iter((0..rows).map(|row| ints(row).map(|v| v.to_le_bytes()))))),
         ("time", Arc::new(TimestampMicrosecondArray::from_iter((0..rows).map(ints)).with_timezone("UTC"))),
-        ("money", Arc::new(Decimal128Array::from_iter((0..rows).map(|row| ints(row).map(i128::from))).with_precision_and_scale(12, 2).unwrap())),
-        ("list", Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>((0..rows).map(|row| some(row).then(|| vec![Some(row as i32); row % 3]))))),
+        (
+            "money",
+            Arc::new(
+                Decimal128Array::from_iter((0..rows).map(|row| ints(row).map(i128::from)))
+                    .with_precision_and_scale(12, 2)
+                    .unwrap(),
+            ),
+        ),
+        (
+            "list",
+            Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>(
+                (0..rows).map(|row| some(row).then(|| vec![Some(row as i32); row % 3])),
+            )),
+        ),
     ];
     RecordBatch::try_from_iter(columns).unwrap()
 }
@@ -70,7 +87,11 @@ fn file(batch: &RecordBatch, shape: &Shape) -> Vec<u8> {
     let properties = WriterProperties::builder()
         .set_dictionary_enabled(shape.dictionary)
         .set_dictionary_page_size_limit(600)
-        .set_writer_version(if shape.version_2 { WriterVersion::PARQUET_2_0 } else { WriterVersion::PARQUET_1_0 })
+        .set_writer_version(if shape.version_2 {
+            WriterVersion::PARQUET_2_0
+        } else {
+            WriterVersion::PARQUET_1_0
+        })
         .set_compression(Compression::LZ4_RAW)
         .set_write_batch_size(16)
         .set_data_page_row_count_limit(shape.page_rows)
@@ -132,7 +153,15 @@ proptest! {
 
 #[tokio::test]
 async fn only_the_pages_of_the_rows_are_fetched() {
-    let shape = Shape { rows: 600, distinct: 300, nulls: false, dictionary: true, version_2: false, page_rows: 50, group_rows: 300 };
+    let shape = Shape {
+        rows: 600,
+        distinct: 300,
+        nulls: false,
+        dictionary: true,
+        version_2: false,
+        page_rows: 50,
+        group_rows: 300,
+    };
     let batch = batch(shape.rows, shape.distinct, shape.nulls);
     let file = open(file(&batch, &shape)).await;
     let one = file.fetch(&[0, 1], &[310..311]).await.unwrap();

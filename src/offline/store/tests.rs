@@ -1,6 +1,7 @@
 use datafusion::arrow::array::{Int64Array, RecordBatch};
 use datafusion::catalog::TableProvider;
 use datafusion::execution::context::SessionContext;
+use datafusion::execution::memory_pool::UnboundedMemoryPool;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{collect, displayable};
 use datafusion::prelude::{col, lit};
@@ -19,12 +20,11 @@ fn rows(values: impl IntoIterator<Item = i64>) -> SendableRecordBatchStream {
 }
 
 fn spec(name: &str) -> TableSpec {
-    TableSpec {
-        name: TableName::new("public", name),
-        schema: storage_schema(&rows([]).schema()).unwrap(),
-        docs: HashMap::new(),
-        properties: HashMap::new(),
-    }
+    TableSpec::plain(TableName::new("public", name), storage_schema(&rows([]).schema()).unwrap())
+}
+
+fn unbounded() -> Arc<dyn MemoryPool> {
+    Arc::new(UnboundedMemoryPool::default())
 }
 
 async fn store(dir: &Path) -> Arc<OfflineStore> {
@@ -49,10 +49,10 @@ fn files_under(dir: &Path) -> usize {
 async fn a_scan_reads_only_files_whose_bounds_fit() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;
-    store.create(&spec("t"), None).await.unwrap();
+    store.create(&spec("t"), None, &unbounded()).await.unwrap();
     let mut table = store.load(&spec("t").name).await.unwrap().unwrap();
     for start in [0, 100, 200] {
-        table = store.append(&table, rows(start..start + 10), HashMap::new()).await.unwrap().0;
+        table = store.append(&table, rows(start..start + 10), HashMap::new(), &unbounded()).await.unwrap().0;
     }
     let scanned = IcebergTable::current(Arc::clone(&store), table);
     let state = SessionContext::new().state();
@@ -79,10 +79,10 @@ async fn a_scan_reads_only_files_whose_bounds_fit() {
 async fn what_some_snapshots_added_can_be_read_alone() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;
-    store.create(&spec("t"), Some(rows([1, 2]))).await.unwrap();
+    store.create(&spec("t"), Some(rows([1, 2])), &unbounded()).await.unwrap();
     let first = store.load(&spec("t").name).await.unwrap().unwrap();
-    let (second, _) = store.append(&first, rows([10]), HashMap::new()).await.unwrap();
-    let (third, _) = store.append(&second, rows([100]), HashMap::new()).await.unwrap();
+    let (second, _) = store.append(&first, rows([10]), HashMap::new(), &unbounded()).await.unwrap();
+    let (third, _) = store.append(&second, rows([100]), HashMap::new(), &unbounded()).await.unwrap();
     let applied = first.metadata().current_snapshot_id().unwrap();
     let since = third.snapshots_since(applied).unwrap();
     assert_eq!(since.len(), 2);
@@ -100,14 +100,14 @@ async fn what_some_snapshots_added_can_be_read_alone() {
 async fn a_failed_write_leaves_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;
-    store.create(&spec("t"), None).await.unwrap();
+    store.create(&spec("t"), None, &unbounded()).await.unwrap();
     let table = store.load(&spec("t").name).await.unwrap().unwrap();
     let before = files_under(dir.path());
     let good = rows(0..5);
     let schema = good.schema();
     let batches = good.chain(futures::stream::once(async { Err(Error::invalid("the source broke").into()) }));
     let broken = Box::pin(RecordBatchStreamAdapter::new(schema, batches));
-    let error = store.append(&table, broken, HashMap::new()).await.unwrap_err();
+    let error = store.append(&table, broken, HashMap::new(), &unbounded()).await.unwrap_err();
     assert_eq!(error.message(), "the source broke");
     assert_eq!(files_under(dir.path()), before);
 }
@@ -116,18 +116,18 @@ async fn a_failed_write_leaves_no_file() {
 async fn names_are_taken_once_and_stale_views_conflict() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;
-    store.create(&spec("t"), Some(rows([1]))).await.unwrap();
+    store.create(&spec("t"), Some(rows([1])), &unbounded()).await.unwrap();
     let files = files_under(&dir.path().join("warehouse"));
-    let taken = store.create(&spec("t"), Some(rows([2]))).await.unwrap_err();
+    let taken = store.create(&spec("t"), Some(rows([2])), &unbounded()).await.unwrap_err();
     assert_eq!(taken.kind(), ErrorKind::AlreadyExists);
     assert_eq!(files_under(&dir.path().join("warehouse")), files, "the loser's files are removed");
 
     let stale = store.load(&spec("t").name).await.unwrap().unwrap();
-    let (current, _) = store.append(&stale, rows([2]), HashMap::new()).await.unwrap();
-    let conflict = store.replace(&stale, &spec("t"), rows([3])).await.unwrap_err();
+    let (current, _) = store.append(&stale, rows([2]), HashMap::new(), &unbounded()).await.unwrap();
+    let conflict = store.replace(&stale, &spec("t"), rows([3]), &unbounded()).await.unwrap_err();
     assert_eq!(conflict.kind(), ErrorKind::Conflict);
-    store.replace(&current, &spec("t"), rows([3])).await.unwrap();
-    let gone = store.append(&current, rows([4]), HashMap::new()).await.unwrap_err();
+    store.replace(&current, &spec("t"), rows([3]), &unbounded()).await.unwrap();
+    let gone = store.append(&current, rows([4]), HashMap::new(), &unbounded()).await.unwrap_err();
     assert_eq!(gone.kind(), ErrorKind::Conflict);
     let replaced = store.load(&spec("t").name).await.unwrap().unwrap();
     assert_eq!(sum(&IcebergTable::current(Arc::clone(&store), replaced.clone())).await, 3);
@@ -140,7 +140,7 @@ async fn odd_names_stay_inside_the_warehouse() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;
     for name in ["../../escape", "a/b c", "ünïcode", &"x".repeat(300), "100%"] {
-        store.create(&spec(name), Some(rows([7]))).await.unwrap();
+        store.create(&spec(name), Some(rows([7])), &unbounded()).await.unwrap();
         let table = store.load(&spec(name).name).await.unwrap().unwrap();
         assert_eq!(sum(&IcebergTable::current(Arc::clone(&store), table)).await, 7, "{name}");
     }

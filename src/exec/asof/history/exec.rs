@@ -11,7 +11,9 @@ use datafusion::execution::TaskContext;
 use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_expr::{EquivalenceProperties, Partitioning, PhysicalExprRef};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
-use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet, RecordOutput};
+use datafusion::physical_plan::metrics::{
+    BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet, RecordOutput,
+};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, SendableRecordBatchStream,
@@ -64,7 +66,16 @@ impl AsofHistoryExec {
             Boundedness::Bounded,
         );
         let metrics = ExecutionPlanMetricsSet::new();
-        Self { left, exprs, kind, rights, schema, properties: Arc::new(properties), metrics, source: Mutex::new(None) }
+        Self {
+            left,
+            exprs,
+            kind,
+            rights,
+            schema,
+            properties: Arc::new(properties),
+            metrics,
+            source: Mutex::new(None),
+        }
     }
 
     /// The same join with one more right side, whose columns follow; `schema` has them.
@@ -89,7 +100,8 @@ impl AsofHistoryExec {
     fn start<K: Keys>(&self, context: &Arc<TaskContext>) -> Result<Arc<Source<K>>> {
         let files = self.rights.iter().map(|right| right.files.len()).sum();
         let metrics = Metrics::new(&self.metrics, files);
-        let source = Source::start(&self.left, Arc::clone(&self.exprs), self.rights.clone(), metrics, context)?;
+        let source =
+            Source::start(&self.left, Arc::clone(&self.exprs), self.rights.clone(), metrics, context)?;
         Ok(Arc::new(source))
     }
 

@@ -25,14 +25,28 @@ impl KeyKind {
         let integer = |data_type: &D| {
             matches!(
                 data_type,
-                D::Int8 | D::Int16 | D::Int32 | D::Int64 | D::UInt8 | D::UInt16 | D::UInt32 | D::Date32 | D::Timestamp(..)
+                D::Int8
+                    | D::Int16
+                    | D::Int32
+                    | D::Int64
+                    | D::UInt8
+                    | D::UInt16
+                    | D::UInt32
+                    | D::Date32
+                    | D::Timestamp(..)
             )
         };
         let plain = |data_type: &D| {
             integer(data_type)
                 || matches!(
                     data_type,
-                    D::Boolean | D::Utf8 | D::Binary | D::FixedSizeBinary(_) | D::Decimal128(..) | D::UInt64 | D::Time64(_)
+                    D::Boolean
+                        | D::Utf8
+                        | D::Binary
+                        | D::FixedSizeBinary(_)
+                        | D::Decimal128(..)
+                        | D::UInt64
+                        | D::Time64(_)
                 )
         };
         match types {
@@ -183,7 +197,9 @@ impl Keys for Encoded {
 
     fn bounds(encoder: &RowEncoder, values: &ArrayRef) -> Result<Vec<Option<Box<[u8]>>>> {
         let rows = encoder.first.convert_columns(std::slice::from_ref(values))?;
-        Ok((0..rows.num_rows()).map(|index| values.is_valid(index).then(|| rows.row(index).data().into())).collect())
+        Ok((0..rows.num_rows())
+            .map(|index| values.is_valid(index).then(|| rows.row(index).data().into()))
+            .collect())
     }
 
     fn compare(key: &[u8], bound: &Box<[u8]>) -> Ordering {

@@ -77,7 +77,8 @@ impl<K: Keys> Labels<K> {
         rights: &[std::sync::Arc<Right>],
     ) -> Result<()> {
         let (start, rows) = (self.len() as u32, batch.num_rows());
-        let evaluate = |expr: &PhysicalExprRef| -> Result<ArrayRef> { expr.evaluate(&batch)?.into_array(rows) };
+        let evaluate =
+            |expr: &PhysicalExprRef| -> Result<ArrayRef> { expr.evaluate(&batch)?.into_array(rows) };
         let keys = exprs.keys.iter().map(evaluate).collect::<Result<Vec<_>>>()?;
         let time = evaluate(&exprs.time)?;
         let nulls = keys.iter().fold(NullBuffer::union(time.nulls(), None), |nulls, key| {

@@ -103,7 +103,9 @@ impl<K: Keys> Joined<K> {
         let mut columns = self.pass.labels.columns(&self.rows[slice.clone()])?;
         for side in &self.sides {
             let index = &side.index[slice.clone()];
-            let index = UInt32Array::from_iter_values(index.iter().map(|at| if *at == NONE { side.absent } else { *at }));
+            let index = UInt32Array::from_iter_values(
+                index.iter().map(|at| if *at == NONE { side.absent } else { *at }),
+            );
             for column in &side.columns {
                 columns.push(take(column, &index, None)?);
             }

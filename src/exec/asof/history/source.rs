@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use datafusion::arrow::array::{ArrayRef, RecordBatch};
 use datafusion::common::{Result, resources_datafusion_err};
-use datafusion::execution::TaskContext;
 use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::TaskContext;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryLimit, MemoryReservation};
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
@@ -252,7 +252,8 @@ impl<K: Keys> Source<K> {
 
     fn range_count(&self, labels: &Labels<K>, limit: MemoryLimit) -> usize {
         let outputs = self.rights.iter().flat_map(|right| &right.outputs);
-        let width: usize = outputs.map(|output| output.column.data_type.primitive_width().unwrap_or(24)).sum();
+        let width: usize =
+            outputs.map(|output| output.column.data_type.primitive_width().unwrap_or(24)).sum();
         let range_bytes = match limit {
             MemoryLimit::Finite(limit) => RANGE_BYTES_MAX.min(limit / (8 * self.partitions)),
             _ => RANGE_BYTES_MAX,
@@ -264,7 +265,11 @@ impl<K: Keys> Source<K> {
 }
 
 /// Columns of `batch` in the order of `wanted`, as `types`; the batch has them in the file's order.
-pub(super) fn in_order(batch: &RecordBatch, columns: &[usize], wanted: &[(usize, &HistoryColumn)]) -> Result<Vec<ArrayRef>> {
+pub(super) fn in_order(
+    batch: &RecordBatch,
+    columns: &[usize],
+    wanted: &[(usize, &HistoryColumn)],
+) -> Result<Vec<ArrayRef>> {
     wanted
         .iter()
         .map(|(column, as_column)| {
