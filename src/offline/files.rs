@@ -11,28 +11,47 @@ use moka::sync::Cache;
 use crate::error::{Error, Result};
 
 const MANIFESTS_MAX: u64 = 4096;
+/// Each names all manifests of a snapshot.
+const LISTS_MAX: u64 = 256;
 
-/// Manifests by path: they never change once written.
+/// Manifests and lists of them, by path: they never change once written.
 #[derive(Debug, Clone)]
-pub(super) struct ManifestCache(Cache<String, Arc<Manifest>>);
+pub(super) struct ManifestCache {
+    manifests: Cache<String, Arc<Manifest>>,
+    lists: Cache<String, Arc<ManifestList>>,
+}
 
 impl Default for ManifestCache {
     fn default() -> Self {
-        Self(Cache::new(MANIFESTS_MAX))
+        Self { manifests: Cache::new(MANIFESTS_MAX), lists: Cache::new(LISTS_MAX) }
     }
 }
 
 impl ManifestCache {
     async fn load(&self, io: &FileIO, file: &ManifestFile) -> Result<Arc<Manifest>> {
-        if let Some(manifest) = self.0.get(&file.manifest_path) {
+        if let Some(manifest) = self.manifests.get(&file.manifest_path) {
             return Ok(manifest);
         }
         let manifest = file.load_manifest(io).await.map_err(|e| {
             Error::corrupt(format!("cannot read Iceberg manifest '{}'", file.manifest_path)).with_source(e)
         })?;
         let manifest = Arc::new(manifest);
-        self.0.insert(file.manifest_path.clone(), Arc::clone(&manifest));
+        self.manifests.insert(file.manifest_path.clone(), Arc::clone(&manifest));
         Ok(manifest)
+    }
+
+    async fn list(
+        &self,
+        io: &FileIO,
+        metadata: &TableMetadata,
+        snapshot: &Snapshot,
+    ) -> Result<Arc<ManifestList>> {
+        if let Some(list) = self.lists.get(snapshot.manifest_list()) {
+            return Ok(list);
+        }
+        let list = Arc::new(manifest_list(io, metadata, snapshot).await?);
+        self.lists.insert(snapshot.manifest_list().to_owned(), Arc::clone(&list));
+        Ok(list)
     }
 }
 
@@ -59,7 +78,7 @@ pub(super) async fn data_files(
     added_by: Option<&[i64]>,
 ) -> Result<Vec<DataFile>> {
     let mut files = Vec::new();
-    for manifest in manifest_list(io, metadata, snapshot).await?.entries() {
+    for manifest in cache.list(io, metadata, snapshot).await?.entries() {
         if manifest.content == ManifestContentType::Deletes {
             return Err(Error::unsupported(format!(
                 "the table at '{}' has Iceberg delete files, which are not read yet: rewrite it without them",

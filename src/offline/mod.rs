@@ -2,6 +2,7 @@
 
 mod catalog;
 mod durable;
+mod evolution;
 mod files;
 mod history;
 mod order;

@@ -4,24 +4,31 @@ use std::any::Any;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use datafusion::arrow::compute::SortOptions;
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::catalog::memory::DataSourceExec;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::{Result, ToDFSchema};
 use datafusion::datasource::TableType;
 use datafusion::datasource::listing::PartitionedFile;
-use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
+use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
+use datafusion::datasource::physical_plan::{
+    FileGroup, FileGroupPartitioner, FileScanConfigBuilder, FileSource, ParquetSource,
+};
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
-use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr};
 use datafusion::physical_optimizer::pruning::PruningPredicate;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
+use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, MetricBuilder, MetricType};
 use datafusion_datasource::compute_all_files_statistics;
 use iceberg::spec::DataFile;
 use object_store::path::Path;
 
+use super::evolution::ByFieldId;
 use super::statistics::{FileBounds, file_statistics};
 use super::store::{OfflineStore, OfflineTable};
 use crate::error::Error;
@@ -68,17 +75,13 @@ impl IcebergTable {
     }
 
     /// The files that may hold rows for which `predicate` is true.
-    fn prune(
-        &self,
-        files: Vec<DataFile>,
-        predicate: Option<&Arc<dyn PhysicalExpr>>,
-    ) -> Result<Vec<DataFile>> {
+    fn prune(&self, files: Vec<DataFile>, predicate: Option<Arc<dyn PhysicalExpr>>) -> Result<Vec<DataFile>> {
         let Some(predicate) = predicate else { return Ok(files) };
-        let pruning = PruningPredicate::try_new(Arc::clone(predicate), Arc::clone(&self.schema))?;
+        let pruning = PruningPredicate::try_new(predicate, Arc::clone(&self.schema))?;
         if pruning.always_true() {
             return Ok(files);
         }
-        let schema = self.table.metadata().current_schema();
+        let schema = self.table.iceberg_schema();
         let keep = pruning.prune(&FileBounds { files: &files, schema, arrow: &self.schema })?;
         Ok(files.into_iter().zip(keep).filter_map(|(file, keep)| keep.then_some(file)).collect())
     }
@@ -91,26 +94,34 @@ impl IcebergTable {
         })?;
         let mut partitioned = PartitionedFile::new("", file.file_size_in_bytes());
         partitioned.object_meta.location = path;
-        let statistics = file_statistics(file, self.table.metadata().current_schema(), &self.schema);
+        let statistics = file_statistics(file, self.table.iceberg_schema(), &self.schema);
         Ok(partitioned.with_statistics(Arc::new(statistics)))
     }
 
-    /// Spreads files over at most `partitions` groups of about equal bytes, largest files first.
-    fn groups(&self, mut files: Vec<DataFile>, partitions: usize) -> Result<Vec<FileGroup>> {
-        files.sort_by(|a, b| {
-            b.file_size_in_bytes().cmp(&a.file_size_in_bytes()).then_with(|| a.file_path().cmp(b.file_path()))
-        });
-        let mut groups: Vec<(u64, Vec<PartitionedFile>)> = Vec::new();
-        groups.resize_with(partitions.clamp(1, files.len().max(1)), Default::default);
-        for file in &files {
-            let smallest = groups.iter_mut().min_by_key(|(bytes, _)| *bytes);
-            if let Some((bytes, group)) = smallest {
-                *bytes += file.file_size_in_bytes();
-                group.push(self.partitioned(file)?);
-            }
-        }
-        Ok(groups.into_iter().map(|(_, files)| FileGroup::new(files)).collect())
+    /// The order of the rows of a sorted file.
+    fn ordering(&self) -> Option<LexOrdering> {
+        let ascending = SortOptions { descending: false, nulls_first: true };
+        let column = |name: &String| {
+            let index = self.schema.index_of(name).ok()?;
+            Some(PhysicalSortExpr::new(Arc::new(Column::new(name, index)), ascending))
+        };
+        LexOrdering::new(self.table.sort_columns().iter().map_while(column))
     }
+}
+
+/// Files over at most `partitions` groups: of equal bytes, cutting files, where there are `bytes_min` of them.
+fn groups(files: FileGroup, partitions: usize, bytes_min: usize) -> Vec<FileGroup> {
+    let even = FileGroupPartitioner::new()
+        .with_target_partitions(partitions)
+        .with_repartition_file_min_size(bytes_min)
+        .repartition_file_groups(std::slice::from_ref(&files));
+    even.unwrap_or_else(|| files.split_files(partitions))
+}
+
+/// Shows files that the manifests ruled out beside those that their footers do, in EXPLAIN ANALYZE.
+fn count_pruned(metrics: &ExecutionPlanMetricsSet, files: usize) {
+    let metric = MetricBuilder::new(metrics).with_type(MetricType::SUMMARY);
+    metric.pruning_metrics("files_ranges_pruned_statistics", 0).add_pruned(files);
 }
 
 #[async_trait]
@@ -134,9 +145,15 @@ impl TableProvider for IcebergTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
+<<<<<<< HEAD
         let predicate = self.predicate(state, filters)?;
         let files = self.files().await?;
         let files = self.prune(files, predicate.as_ref())?;
+=======
+        let live = self.store.data_files(&self.table, self.added_by.as_deref()).await?;
+        let live_count = live.len();
+        let files = self.prune(live, self.predicate(state, filters)?)?;
+>>>>>>> layout
         if files.is_empty() {
             let schema = match projection {
                 Some(columns) => Arc::new(self.schema.project(columns)?),
@@ -144,18 +161,38 @@ impl TableProvider for IcebergTable {
             };
             return Ok(Arc::new(EmptyExec::new(schema)));
         }
-        let groups = self.groups(files, state.config().target_partitions())?;
-        let (groups, statistics) =
-            compute_all_files_statistics(groups, Arc::clone(&self.schema), true, false)?;
-        let mut source = ParquetSource::new(Arc::clone(&self.schema))
+        // Files of a group are read one after the other, and sorted files overlap: only one alone is in order.
+        let ordering = match files.as_slice() {
+            [file] if self.table.is_sorted(file) => self.ordering(),
+            _ => None,
+        };
+        let partitioned = files.iter().map(|file| self.partitioned(file)).collect::<Result<Vec<_>>>()?;
+        let (whole, statistics) = compute_all_files_statistics(
+            vec![FileGroup::new(partitioned)],
+            Arc::clone(&self.schema),
+            true,
+            false,
+        )?;
+        let whole = FileGroup::new(whole.into_iter().flat_map(FileGroup::into_inner).collect());
+        let options = state.config_options();
+        let bytes_min = options.optimizer.repartition_file_min_size;
+
+        let url = ObjectStoreUrl::local_filesystem();
+        let runtime = state.runtime_env();
+        let footers = runtime.cache_manager.get_file_metadata_cache();
+        let readers = CachedParquetFileReaderFactory::new(runtime.object_store(&url)?, footers);
+        // FilterExec above hands down its predicate: as it is planned, and again where a join narrows it as it runs.
+        let source = ParquetSource::new(Arc::clone(&self.schema))
             .with_table_parquet_options(state.table_options().parquet.clone())
-            .with_pushdown_filters(false);
-        if let Some(predicate) = predicate {
-            source = source.with_predicate(predicate);
-        }
-        let config = FileScanConfigBuilder::new(ObjectStoreUrl::local_filesystem(), Arc::new(source))
-            .with_file_groups(groups)
+            .with_pushdown_filters(false)
+            .with_parquet_file_reader_factory(Arc::new(readers));
+        count_pruned(source.metrics(), live_count - files.len());
+        let columns = ByFieldId::new(self.table.iceberg_schema(), &self.schema);
+        let config = FileScanConfigBuilder::new(url, Arc::new(source))
+            .with_file_groups(groups(whole, state.config().target_partitions(), bytes_min))
             .with_statistics(statistics)
+            .with_expr_adapter(Some(Arc::new(columns)))
+            .with_output_ordering(ordering.into_iter().collect())
             .with_projection_indices(projection.cloned())?
             .with_limit(limit)
             .build();
@@ -164,5 +201,28 @@ impl TableProvider for IcebergTable {
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
         Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_of_equal_bytes_where_it_pays() {
+        let file = |(i, bytes): (usize, u64)| PartitionedFile::new(format!("{i}.parquet"), bytes);
+        let cases: [(&[u64], usize, &[u64]); 5] = [
+            (&[100], 4, &[25, 25, 25, 25]),
+            (&[10, 70, 20], 2, &[50, 50]),
+            (&[1, 1, 1, 1, 1], 2, &[3, 2]),
+            (&[5], 4, &[5]),
+            (&[40, 1, 1], 8, &[6, 6, 6, 6, 6, 6, 6]),
+        ];
+        for (files, partitions, expected) in cases {
+            let whole = FileGroup::new(files.iter().copied().enumerate().map(file).collect());
+            let groups = groups(whole, partitions, 10);
+            let bytes = |group: &FileGroup| group.iter().map(PartitionedFile::effective_size).sum::<u64>();
+            assert_eq!(groups.iter().map(bytes).collect::<Vec<_>>(), expected, "{files:?}");
+        }
     }
 }

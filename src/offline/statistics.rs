@@ -31,7 +31,9 @@ impl FileBounds<'_> {
         let (id, data_type) = self.column(column)?;
         let null = ScalarValue::try_from(data_type).ok()?;
         let values = self.files.iter().map(|file| {
-            bound(file, id).and_then(|datum| scalar(datum, data_type)).unwrap_or_else(|| null.clone())
+            bound(file, id)
+                .and_then(|datum| scalar(datum.literal(), data_type))
+                .unwrap_or_else(|| null.clone())
         });
         ScalarValue::iter_to_array(values).ok()
     }
@@ -67,7 +69,8 @@ impl PruningStatistics for FileBounds<'_> {
     }
 }
 
-/// What one file tells the optimizer. Row counts are exact; bounds may be truncated, so they are not.
+/// What one file tells the optimizer. Counts are exact, and so are bounds but for those of texts and bytes, which are
+/// shortened, and of floats, whose NaN and -0 engines order each in its own way.
 pub(super) fn file_statistics(file: &DataFile, schema: &Schema, arrow: &SchemaRef) -> Statistics {
     let column_statistics = arrow
         .fields()
@@ -76,13 +79,19 @@ pub(super) fn file_statistics(file: &DataFile, schema: &Schema, arrow: &SchemaRe
             let Some(id) = schema.field_by_name(field.name()).map(|f| f.id) else {
                 return ColumnStatistics::new_unknown();
             };
-            let bound = |datum: Option<&Datum>| match datum.and_then(|d| scalar(d, field.data_type())) {
-                Some(value) => Precision::Inexact(value),
-                None => Precision::Absent,
+            let bound = |datum: Option<&Datum>| {
+                let value = datum.and_then(|d| scalar(d.literal(), field.data_type()));
+                match (value, field.data_type()) {
+                    (None, _) => Precision::Absent,
+                    (Some(v), DataType::Utf8 | DataType::Float32 | DataType::Float64) => {
+                        Precision::Inexact(v)
+                    }
+                    (Some(v), _) => Precision::Exact(v),
+                }
             };
             ColumnStatistics {
                 null_count: match file.null_value_counts().get(&id) {
-                    Some(count) => Precision::Inexact(*count as usize),
+                    Some(count) => Precision::Exact(*count as usize),
                     None => Precision::Absent,
                 },
                 min_value: bound(file.lower_bounds().get(&id)),
@@ -98,10 +107,10 @@ pub(super) fn file_statistics(file: &DataFile, schema: &Schema, arrow: &SchemaRe
     }
 }
 
-/// An Iceberg bound as a value of the column's Arrow type; `None` where the two do not meet.
-fn scalar(datum: &Datum, data_type: &DataType) -> Option<ScalarValue> {
+/// An Iceberg value as a value of the column's Arrow type; `None` where the two do not meet.
+pub(super) fn scalar(value: &PrimitiveLiteral, data_type: &DataType) -> Option<ScalarValue> {
     use PrimitiveLiteral as L;
-    Some(match (datum.literal(), data_type) {
+    Some(match (value, data_type) {
         (L::Boolean(v), DataType::Boolean) => ScalarValue::Boolean(Some(*v)),
         (L::Int(v), DataType::Int32) => ScalarValue::Int32(Some(*v)),
         (L::Int(v), DataType::Int64) => ScalarValue::Int64(Some(i64::from(*v))),
@@ -111,6 +120,7 @@ fn scalar(datum: &Datum, data_type: &DataType) -> Option<ScalarValue> {
             ScalarValue::TimestampMicrosecond(Some(*v), zone.clone())
         }
         (L::Float(v), DataType::Float32) if !v.is_nan() => ScalarValue::Float32(Some(v.0)),
+        (L::Float(v), DataType::Float64) if !v.is_nan() => ScalarValue::Float64(Some(f64::from(v.0))),
         (L::Double(v), DataType::Float64) if !v.is_nan() => ScalarValue::Float64(Some(v.0)),
         (L::String(v), DataType::Utf8) => ScalarValue::Utf8(Some(v.clone())),
         (L::Int128(v), DataType::Decimal128(p, s)) => ScalarValue::Decimal128(Some(*v), *p, *s),

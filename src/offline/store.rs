@@ -9,13 +9,14 @@ use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::memory_pool::MemoryPool;
 use iceberg::io::FileIO;
-use iceberg::spec::{DataFile, TableMetadata, TableMetadataBuilder, TableMetadataRef};
+use iceberg::spec::{DataFile, Schema, TableMetadata, TableMetadataBuilder, TableMetadataRef};
 use iceberg::{MetadataLocation, TableCreation};
 use moka::sync::Cache;
 use uuid::Uuid;
 
 use super::catalog::Catalog;
 use super::durable::{local_path, make_durable};
+use super::evolution::refuse_nested_renames;
 use super::files::{ManifestCache, data_files};
 use super::order::{TableOrder, iceberg_order};
 use super::schema::{arrow_schema, iceberg_schema};
@@ -65,7 +66,7 @@ pub(crate) struct OfflineTable {
 
 impl OfflineTable {
     fn new(name: TableName, location: &str, metadata: TableMetadataRef) -> Result<Self> {
-        refuse_renames(&name, &metadata)?;
+        refuse_nested_renames(&name, &metadata)?;
         let schema = arrow_schema(metadata.current_schema())?;
         let order = TableOrder::of(&metadata, &schema).map(Arc::new);
         Ok(Self { name, location: location.into(), metadata, schema, order })
@@ -82,6 +83,11 @@ impl OfflineTable {
     /// Columns as SQL sees them.
     pub(crate) fn schema(&self) -> &SchemaRef {
         &self.schema
+    }
+
+    /// Columns as Iceberg knows them, in the order of [`Self::schema`].
+    pub(super) fn iceberg_schema(&self) -> &Schema {
+        self.metadata.current_schema()
     }
 
     /// The columns that sorted files of this table are sorted by, ascending and NULLs first; see [`Self::is_sorted`].
@@ -113,25 +119,6 @@ impl OfflineTable {
         let summary = self.metadata.current_snapshot()?.summary();
         summary.additional_properties.get(key).map(String::as_str)
     }
-}
-
-/// Data files are read by column name, which is the field's name only while no column was renamed.
-fn refuse_renames(name: &TableName, metadata: &TableMetadata) -> Result<()> {
-    let current = metadata.current_schema();
-    for schema in metadata.schemas_iter() {
-        for field in schema.as_struct().fields() {
-            let same_id = current.field_by_id(field.id).is_none_or(|f| f.name == field.name);
-            let same_name = current.field_by_name(&field.name).is_none_or(|f| f.id == field.id);
-            if !same_id || !same_name {
-                return Err(Error::unsupported(format!(
-                    "column '{}' of table '{name}' was renamed or replaced, which is not read yet: copy the table \
-                     with the engine that renamed it",
-                    field.name
-                )));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Iceberg tables in one warehouse, found through one catalog.

@@ -13,7 +13,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::statistics::StatisticsConverter;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
-    RowSelection, RowSelector,
+    RowSelection, RowSelectionPolicy, RowSelector,
 };
 use parquet::column::page::PageReader;
 use parquet::errors::ParquetError;
@@ -24,6 +24,9 @@ use parquet::file::serialized_reader::SerializedPageReader;
 use super::fetched::Fetched;
 use super::page::{Gather, is_random_access};
 use crate::error::{Error, Result};
+
+/// Ranges of fewer rows than this, on average, are left to Parquet's reader to select.
+const SELECTED_RUN_ROWS_MIN: usize = 256;
 
 /// An open data file: its footer and page index, cached with the runtime; its rows are numbered from 0.
 #[derive(Debug)]
@@ -214,7 +217,13 @@ impl RowFile {
             selectors.push(RowSelector::skip((self.starts[group + 1] - self.starts[group] - at) as usize));
             groups.push(group);
         }
+        // Runs of rows are decoded as runs; single rows are decoded with what lies between, and filtered.
+        let policy = match selectors.len() * SELECTED_RUN_ROWS_MIN {
+            few if few <= ranges.iter().map(|range| range.len()).sum() => RowSelectionPolicy::Selectors,
+            _ => RowSelectionPolicy::default(),
+        };
         ParquetRecordBatchReaderBuilder::new_with_metadata(fetched.clone(), self.arrow.clone())
+            .with_row_selection_policy(policy)
             .with_projection(self.mask(columns))
             .with_row_groups(groups)
             .with_row_selection(RowSelection::from(selectors))
@@ -315,7 +324,9 @@ impl RowFile {
             batches.iter().map(|batch| batch.column(0).as_ref()).collect();
         let distinct = match parts.as_slice() {
             [] => {
-                return Ok(datafusion::arrow::array::new_empty_array(self.schema().field(column).data_type()));
+                return Ok(datafusion::arrow::array::new_empty_array(
+                    self.schema().field(column).data_type(),
+                ));
             }
             [_] => Arc::clone(batches[0].column(0)),
             parts => concat(parts)?,

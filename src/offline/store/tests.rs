@@ -1,3 +1,5 @@
+mod evolution;
+
 use datafusion::arrow::array::{Int64Array, RecordBatch};
 use datafusion::catalog::TableProvider;
 use datafusion::execution::context::SessionContext;

@@ -15,6 +15,8 @@ use crate::offline::order::TableOrder;
 
 const ROW_GROUP_ROWS_MAX: usize = 256 * 1024;
 const PAGE_ROWS_MAX: usize = 20_000;
+/// Whoever reads one row of a column reads its dictionary.
+const DICTIONARY_BYTES_MAX: usize = 256 * 1024;
 
 /// Longer bounds are shortened in manifests, which every query reads.
 const BOUND_BYTES_MAX: usize = 64;
@@ -32,6 +34,7 @@ pub(super) fn properties(schema: &ArrowSchema, order: Option<&TableOrder>) -> Wr
         .set_compression(Compression::LZ4_RAW)
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS_MAX))
         .set_data_page_row_count_limit(PAGE_ROWS_MAX)
+        .set_dictionary_page_size_limit(DICTIONARY_BYTES_MAX)
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_statistics_truncate_length(None);
     let Some(order) = order else { return properties.build() };

@@ -244,3 +244,27 @@ async fn a_write_that_is_dropped_stops() {
     }
     assert!(asked.load(Ordering::SeqCst) < 123);
 }
+
+#[tokio::test]
+async fn bounds_hold_where_row_groups_have_long_values() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let schema: SchemaRef = Arc::new(Schema::new(vec![Field::new("v", DataType::Utf8, true)]));
+    let spec = TableSpec::plain(TableName::new("public", "t"), Arc::clone(&schema));
+    let (short, long) = ("k".to_owned(), ["a".repeat(100), "z".repeat(100)]);
+    let batch = |value: &str, rows: usize| {
+        let values: ArrayRef = Arc::new(StringArray::from(vec![value; rows]));
+        Ok(RecordBatch::try_new(Arc::clone(&schema), vec![values]).unwrap())
+    };
+    let batches = vec![batch(&short, 262_144), batch(&long[0], 10), batch(&long[1], 10)];
+    let rows = RecordBatchStreamAdapter::new(Arc::clone(&schema), futures::stream::iter(batches));
+    store.create(&spec, Some(Box::pin(rows)), &unbounded()).await.unwrap();
+    let table = store.load(&spec.name).await.unwrap().unwrap();
+    let files = store.data_files(&table, None).await.unwrap();
+    let bound = |bounds: &HashMap<i32, Datum>| match bounds[&1].literal() {
+        PrimitiveLiteral::String(text) => text.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(bound(files[0].lower_bounds()), "a".repeat(64));
+    assert_eq!(bound(files[0].upper_bounds()), format!("{}{{", "z".repeat(63)));
+}

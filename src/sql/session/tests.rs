@@ -1,3 +1,5 @@
+mod scans;
+
 use std::path::Path;
 
 use datafusion::arrow::array::{Int64Array, StringArray};

@@ -27,9 +27,6 @@ use super::range::{self, Joined};
 use super::right::Right;
 use super::source::{Metrics, Source};
 
-/// Rows of an output batch.
-const OUTPUT_ROWS: usize = 16 * 1024;
-
 /// See the module's description. Columns: the left ones, then the outputs of each right side.
 #[derive(Debug)]
 pub(in crate::exec::asof) struct AsofHistoryExec {
@@ -115,7 +112,7 @@ impl AsofHistoryExec {
             source,
             joined: None,
             schema: Arc::clone(&self.schema),
-            rows: OUTPUT_ROWS.max(context.session_config().batch_size()),
+            rows: context.session_config().batch_size(),
             context,
             baseline: BaselineMetrics::new(&self.metrics, partition),
         };

@@ -66,7 +66,8 @@ pub(super) trait Keys: Sized + Send + Sync + Debug + 'static {
     type Encoder: Debug + Send + Sync;
 
     fn encoder(types: &[DataType]) -> Result<Self::Encoder>;
-    fn empty(encoder: &Self::Encoder) -> Self;
+    /// No keys, with room for those of `rows` rows.
+    fn empty(encoder: &Self::Encoder, rows: usize) -> Self;
     /// Appends the keys of rows that have no NULL among them; NULLs become any key.
     fn append(&mut self, encoder: &Self::Encoder, columns: &[ArrayRef]) -> Result<()>;
     fn bytes(&self) -> usize;
@@ -102,8 +103,8 @@ impl Keys for Integers {
         Ok(())
     }
 
-    fn empty(_encoder: &()) -> Self {
-        Self(Vec::new())
+    fn empty(_encoder: &(), rows: usize) -> Self {
+        Self(Vec::with_capacity(rows))
     }
 
     fn append(&mut self, _encoder: &(), columns: &[ArrayRef]) -> Result<()> {
@@ -165,8 +166,8 @@ impl Keys for Encoded {
         Ok(RowEncoder { keys, first })
     }
 
-    fn empty(encoder: &RowEncoder) -> Self {
-        Self(encoder.keys.empty_rows(0, 0))
+    fn empty(encoder: &RowEncoder, rows: usize) -> Self {
+        Self(encoder.keys.empty_rows(rows, 0))
     }
 
     fn append(&mut self, encoder: &RowEncoder, columns: &[ArrayRef]) -> Result<()> {

@@ -50,7 +50,7 @@ impl<K: Keys> Labels<K> {
         Self {
             batches: Vec::new(),
             starts: Vec::new(),
-            keys: K::empty(encoder),
+            keys: K::empty(encoder, 0),
             times: Vec::new(),
             unusable: Vec::new(),
             usable: Vec::new(),

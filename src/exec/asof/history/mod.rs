@@ -24,8 +24,6 @@ mod range;
 mod right;
 mod search;
 mod source;
-#[cfg(test)]
-mod tests;
 
 pub(super) use exec::AsofHistoryExec;
 pub(super) use keys::KeyKind;

@@ -135,15 +135,19 @@ impl<K: Keys> Lookup<'_, K> {
             rows.iter().map(|row| self.right.window(self.pass.labels.times[*row as usize])).collect();
         let labels = Labels { keys: self.keys, windows: &windows };
         let mut choices = vec![Choice { time: 0, file: NONE, row: 0 }; rows.len()];
-        let mut open: Vec<u32> = (0..rows.len() as u32).collect();
         let backward = self.right.backward;
+        let entering = self.entering(&windows);
+        let mut open: Vec<u32> = Vec::new();
         for (index, file) in self.right.files.iter().enumerate() {
             let (min, max) = file.times;
-            // Files come from the nearest in time: what is nearer than all of this file is nearer than all that follow.
+            // Files come from the nearest in time: what is nearer, or bound to be, than all of this file is nearer than
+            // all that follow.
             open.retain(|label| {
-                let choice = choices[*label as usize];
-                choice.file == NONE || if backward { choice.time <= max } else { choice.time >= min }
+                let (choice, far) = (choices[*label as usize], windows[*label as usize].far);
+                let beyond = |time: i64| if backward { time > max } else { time < min };
+                !(beyond(far) || choice.file != NONE && beyond(choice.time))
             });
+            open = merged(&open, &entering[index]);
             let wanted: Vec<u32> = open
                 .iter()
                 .copied()
@@ -155,6 +159,28 @@ impl<K: Keys> Lookup<'_, K> {
             }
         }
         Ok(choices)
+    }
+
+    /// For each file the labels that may match it and no file before it.
+    fn entering(&self, windows: &[Window]) -> Vec<Vec<u32>> {
+        let backward = self.right.backward;
+        // How far the files up to each one reach, which only grows.
+        let mut reached = if backward { i64::MAX } else { i64::MIN };
+        let reach: Vec<i64> = { self.right.files.iter() }
+            .map(|file| {
+                reached = if backward { reached.min(file.times.0) } else { reached.max(file.times.1) };
+                reached
+            })
+            .collect();
+        let mut entering = vec![Vec::new(); reach.len()];
+        for (label, window) in windows.iter().enumerate() {
+            let first = reach
+                .partition_point(|reach| if backward { *reach > window.near } else { *reach < window.near });
+            if let Some(entering) = entering.get_mut(first) {
+                entering.push(label as u32);
+            }
+        }
+        entering
     }
 
     fn is_known(&self, label: u32, ingested_us: Option<i64>) -> bool {
@@ -192,7 +218,8 @@ impl<K: Keys> Lookup<'_, K> {
         let _timer = metrics.search_time.timer();
         let mut sought: Vec<(usize, _)> = file.keys.iter().copied().zip(&self.right.keys).collect();
         sought.push((file.time, &self.right.time));
-        let (mut keys, mut times) = (K::empty(&self.source.encoder), Vec::new());
+        let count = ranges.iter().map(|range| range.len()).sum();
+        let (mut keys, mut times) = (K::empty(&self.source.encoder, count), Vec::with_capacity(count));
         for batch in file.rows.scan(&fetched, &columns, &ranges, SCAN_ROWS)? {
             let batch = batch.map_err(Error::from)?;
             let found = in_order(&batch, &columns, &sought)?;
@@ -295,6 +322,17 @@ impl<K: Keys> Lookup<'_, K> {
         }
         Ok(())
     }
+}
+
+/// Two ascending lists as one.
+fn merged(a: &[u32], b: &[u32]) -> Vec<u32> {
+    let mut merged = Vec::with_capacity(a.len() + b.len());
+    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
+    while let (Some(next_a), Some(next_b)) = (a.peek(), b.peek()) {
+        merged.extend(if next_a <= next_b { a.next() } else { b.next() });
+    }
+    merged.extend(a.chain(b));
+    merged
 }
 
 /// Where each range of rows begins among the rows read, and in the file.

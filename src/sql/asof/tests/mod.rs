@@ -4,6 +4,7 @@ mod errors;
 mod oracle;
 mod plans;
 mod rules;
+mod stored;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use async_trait::async_trait;
 use datafusion::arrow::array::{ArrayRef, RecordBatch};
 use datafusion::arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use datafusion::arrow::util::pretty::pretty_format_batches;
+use datafusion::catalog::TableProvider;
 use datafusion::common::ScalarValue;
 use datafusion::datasource::MemTable;
 use datafusion::execution::context::QueryPlanner;
@@ -112,6 +114,11 @@ struct Group {
 impl Group {
     /// The group over history columns; the last two are `_ingested_at` and `_sequence`.
     fn table(self, schema: &Schema, batches: Vec<Vec<RecordBatch>>) -> Arc<FeatureGroupTable> {
+        let history = MemTable::try_new(Arc::new(schema.clone()), batches).unwrap();
+        self.over(schema, Arc::new(history))
+    }
+
+    fn over(self, schema: &Schema, history: Arc<dyn TableProvider>) -> Arc<FeatureGroupTable> {
         let declared = schema.fields().len() - 2;
         let columns = schema.fields()[..declared]
             .iter()
@@ -135,8 +142,7 @@ impl Group {
             tags: Vec::new(),
             online: false,
         };
-        let history = MemTable::try_new(Arc::new(schema.clone()), batches).unwrap();
-        Arc::new(FeatureGroupTable::new(Arc::new(definition), Arc::new(history)))
+        Arc::new(FeatureGroupTable::new(Arc::new(definition), history))
     }
 }
 

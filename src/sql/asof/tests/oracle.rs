@@ -10,8 +10,10 @@ use datafusion::arrow::array::{
 };
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Int64Type, TimeUnit};
+use datafusion::catalog::TableProvider;
 use datafusion::common::ScalarValue;
 use datafusion::datasource::MemTable;
+use datafusion::prelude::SessionContext;
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -19,6 +21,9 @@ use proptest::sample::select;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
 use super::{Group, batch, context, micros, run, timestamp};
+
+/// Label, feature and value of each row, in order.
+pub(super) type Rows = Vec<(i64, Option<i64>, Option<i64>)>;
 
 /// Units as (unit, nanoseconds).
 const UNITS: [(TimeUnit, i64); 4] = [
@@ -57,29 +62,29 @@ enum Form {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Known {
+pub(super) enum Known {
     Column,
     LabelTime,
     Constant(i64),
 }
 
 #[derive(Debug, Clone)]
-struct Case {
+pub(super) struct Case {
     labels: Vec<Label>,
     features: Vec<Feature>,
-    keys: usize,
+    pub(super) keys: usize,
     form: Form,
     op: &'static str,
     flipped: bool,
     tolerance: Option<(i64, bool)>,
-    known: Option<(Known, bool)>,
-    ttl: Option<u64>,
+    pub(super) known: Option<(Known, bool)>,
+    pub(super) ttl: Option<u64>,
     default: Option<i64>,
-    group: bool,
+    pub(super) group: bool,
     label_type: (usize, usize),
     feature_type: (usize, usize),
-    partitions: usize,
-    batch_size: usize,
+    pub(super) partitions: usize,
+    pub(super) batch_size: usize,
     chunk: usize,
 }
 
@@ -89,7 +94,7 @@ fn time() -> impl Strategy<Value = Option<(i64, i64)>> {
     option::weighted(0.9, (-6_i64..6, -1_i64..=1))
 }
 
-fn case() -> impl Strategy<Value = Case> {
+pub(super) fn case() -> impl Strategy<Value = Case> {
     let label = (
         option::weighted(0.9, 0..3),
         option::weighted(0.9, 0..3_usize),
@@ -301,7 +306,7 @@ impl Case {
         ])
     }
 
-    fn features(&self) -> RecordBatch {
+    pub(super) fn features(&self) -> RecordBatch {
         let numbers: PrimitiveArray<Int64Type> =
             self.features.iter().map(|f| f.number.map(i64::from)).collect();
         let words: StringViewArray = self.features.iter().map(|f| f.word.map(|w| WORDS[w])).collect();
@@ -320,6 +325,21 @@ impl Case {
         ])
     }
 
+    /// The case as a store holds it: no NULL among keys and times, which are in µs, and every row learnt at some time.
+    pub(super) fn stored(mut self) -> Self {
+        self.features.retain(|f| {
+            f.number.is_some() && f.word.is_some() && f.time.is_some() && f.ingested_at.is_some()
+        });
+        self.features.sort_by_key(|feature| feature.ingested_at);
+        self.feature_type.0 = 2;
+        Self { group: true, ..self }
+    }
+
+    /// When the store learnt each feature.
+    pub(super) fn ingested_at(&self) -> Vec<Option<i64>> {
+        self.features.iter().map(|feature| feature.ingested_at).collect()
+    }
+
     /// The rows cut into batches, dealt out to partitions.
     fn cut(&self, batch: &RecordBatch) -> Vec<Vec<RecordBatch>> {
         let mut partitions = vec![Vec::new(); 2];
@@ -329,32 +349,38 @@ impl Case {
         partitions
     }
 
-    async fn results(&self) -> Vec<(i64, Option<i64>, Option<i64>)> {
-        let context = context(self.partitions, self.batch_size);
+    async fn results(&self) -> Rows {
+        let features = self.features();
+        let table: Arc<dyn TableProvider> = if self.group {
+            self.definition().table(&features.schema(), self.cut(&features))
+        } else {
+            let features = features.project(&[0, 1, 2, 3, 4]).unwrap();
+            Arc::new(MemTable::try_new(features.schema(), self.cut(&features)).unwrap())
+        };
+        self.results_from(&context(self.partitions, self.batch_size), table).await
+    }
+
+    pub(super) fn definition(&self) -> Group {
+        Group {
+            name: "f",
+            keys: vec![4, 1],
+            event_time: 3,
+            ttl: self.ttl.map(Duration::from_secs),
+            defaults: self.default.map(|value| (0, ScalarValue::Int64(Some(value)))).into_iter().collect(),
+        }
+    }
+
+    pub(super) async fn results_from(
+        &self,
+        context: &SessionContext,
+        features: Arc<dyn TableProvider>,
+    ) -> Rows {
         let labels = self.labels();
         let table = MemTable::try_new(labels.schema(), self.cut(&labels)).unwrap();
         context.register_table("l", Arc::new(table)).unwrap();
-        let features = self.features();
-        if self.group {
-            let group = Group {
-                name: "f",
-                keys: vec![4, 1],
-                event_time: 3,
-                ttl: self.ttl.map(Duration::from_secs),
-                defaults: self
-                    .default
-                    .map(|value| (0, ScalarValue::Int64(Some(value))))
-                    .into_iter()
-                    .collect(),
-            };
-            context.register_table("f", group.table(&features.schema(), self.cut(&features))).unwrap();
-        } else {
-            let features = features.project(&[0, 1, 2, 3, 4]).unwrap();
-            let table = MemTable::try_new(features.schema(), self.cut(&features)).unwrap();
-            context.register_table("f", Arc::new(table)).unwrap();
-        }
+        context.register_table("f", features).unwrap();
         let sql = self.sql();
-        let batches = match run(&context, &sql).await {
+        let batches = match run(context, &sql).await {
             Ok(batches) => batches,
             Err(error) => panic!("{sql}: {error}"),
         };
@@ -371,7 +397,7 @@ impl Case {
         rows
     }
 
-    fn check(&self, rows: &[(i64, Option<i64>, Option<i64>)]) -> Result<(), TestCaseError> {
+    pub(super) fn check(&self, rows: &[(i64, Option<i64>, Option<i64>)]) -> Result<(), TestCaseError> {
         let mut rows = rows.iter();
         for (id, label) in self.labels.iter().enumerate() {
             let picks: HashSet<usize> = self.picks(label).into_iter().collect();

@@ -1,0 +1,149 @@
+//! Tables whose schema changed after files were written, as other engines change it: through Iceberg's metadata.
+
+use datafusion::arrow::array::{
+    ArrayRef, Decimal128Array, Float32Array, Float64Array, Int32Array, StringArray, StructArray,
+};
+use datafusion::arrow::datatypes::{DataType, Field};
+use datafusion::arrow::util::pretty::pretty_format_batches;
+use iceberg::spec::{Literal, NestedField, NestedFieldRef, PrimitiveType, StructType, Type};
+
+use super::*;
+
+fn stream(batch: RecordBatch) -> SendableRecordBatchStream {
+    Box::pin(RecordBatchStreamAdapter::new(batch.schema(), futures::stream::iter([Ok(batch)])))
+}
+
+fn batch(columns: Vec<(&str, ArrayRef)>) -> RecordBatch {
+    RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true))).unwrap()
+}
+
+fn decimals(values: Vec<i128>, precision: u8) -> ArrayRef {
+    Arc::new(Decimal128Array::from(values).with_precision_and_scale(precision, 2).unwrap())
+}
+
+/// A table of one file.
+async fn created(store: &OfflineStore, rows: RecordBatch) -> OfflineTable {
+    let spec = TableSpec::plain(TableName::new("public", "t"), storage_schema(&rows.schema()).unwrap());
+    store.create(&spec, Some(stream(rows)), &unbounded()).await.unwrap();
+    store.load(&spec.name).await.unwrap().unwrap()
+}
+
+fn field(id: i32, name: &str, data_type: PrimitiveType) -> NestedFieldRef {
+    Arc::new(NestedField::optional(id, name, Type::Primitive(data_type)))
+}
+
+/// Commits `fields` as the table's schema.
+async fn evolve(
+    store: &OfflineStore,
+    table: &OfflineTable,
+    fields: Vec<NestedFieldRef>,
+) -> Result<OfflineTable> {
+    let schema = Schema::builder().with_fields(fields).build().unwrap();
+    let previous = table.metadata.as_ref().clone();
+    let next = TableMetadataBuilder::new_from_metadata(previous, Some(table.location.to_string()))
+        .add_current_schema(schema)
+        .and_then(|builder| builder.build())
+        .unwrap()
+        .metadata;
+    let location = MetadataLocation::from_str(&table.location).unwrap().with_next_version();
+    let (location, _) = store.write_metadata(next, location, &[]).await.unwrap();
+    assert!(store.catalog.swap(&table.name, &table.location, &location).await.unwrap());
+    store.load(&table.name).await.map(|table| table.expect("it was just committed"))
+}
+
+async fn query(store: &Arc<OfflineStore>, table: &OfflineTable, sql: &str) -> Vec<String> {
+    let context = SessionContext::new();
+    let rows = IcebergTable::current(Arc::clone(store), table.clone());
+    context.register_table("t", Arc::new(rows)).unwrap();
+    let rows = context.sql(sql).await.unwrap().collect().await.unwrap();
+    let shown = pretty_format_batches(&rows).unwrap().to_string();
+    let cells = |line: &str| line.trim_matches('|').split('|').map(str::trim).collect::<Vec<_>>().join(" ");
+    shown.lines().filter(|l| l.starts_with('|')).skip(1).map(cells).collect()
+}
+
+#[tokio::test]
+async fn columns_are_found_by_id_through_renames_drops_additions_and_promotions() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let texts = |values: [&str; 2]| Arc::new(StringArray::from(values.to_vec())) as ArrayRef;
+    let old = batch(vec![
+        ("id", Arc::new(Int32Array::from(vec![1, 2]))),
+        ("x", texts(["x1", "x2"])),
+        ("y", texts(["y1", "y2"])),
+        ("gone", texts(["g1", "g2"])),
+        ("f", Arc::new(Float32Array::from(vec![0.5, 1.5]))),
+        ("d", decimals(vec![150, 250], 10)),
+    ]);
+    let table = created(&store, old).await;
+    // `x` and `y` swap names, `gone` is dropped and its name given to a new column in front.
+    let wide = PrimitiveType::Decimal { precision: 20, scale: 2 };
+    let fields = vec![
+        field(7, "gone", PrimitiveType::Double),
+        field(3, "x", PrimitiveType::String),
+        field(2, "y", PrimitiveType::String),
+        field(1, "key", PrimitiveType::Long),
+        field(5, "f", PrimitiveType::Double),
+        field(6, "d", wide),
+    ];
+    let table = evolve(&store, &table, fields).await.unwrap();
+    let new = batch(vec![
+        ("gone", Arc::new(Float64Array::from(vec![9.5]))),
+        ("x", Arc::new(StringArray::from(vec!["x3"]))),
+        ("y", Arc::new(StringArray::from(vec!["y3"]))),
+        ("key", Arc::new(Int64Array::from(vec![1_i64 << 40]))),
+        ("f", Arc::new(Float64Array::from(vec![2.25]))),
+        ("d", decimals(vec![10_i128.pow(15)], 20)),
+    ]);
+    let (table, _) = store.append(&table, stream(new), HashMap::new(), &unbounded()).await.unwrap();
+    let cases: [(&str, &[&str]); 9] = [
+        (
+            "SELECT * FROM t ORDER BY key",
+            &[" y1 x1 1 0.5 1.50", " y2 x2 2 1.5 2.50", "9.5 x3 y3 1099511627776 2.25 10000000000000.00"],
+        ),
+        ("SELECT x FROM t WHERE x >= 'y'  ORDER BY x", &["y1", "y2"]),
+        ("SELECT key FROM t WHERE y = 'x2'", &["2"]),
+        ("SELECT key, x FROM t WHERE gone IS NULL ORDER BY key", &["1 y1", "2 y2"]),
+        ("SELECT key, x FROM t WHERE gone > 1", &["1099511627776 x3"]),
+        ("SELECT x FROM t WHERE key = 2 AND f = 1.5 AND d = 2.5", &["y2"]),
+        ("SELECT x FROM t WHERE key > 2147483648", &["x3"]),
+        ("SELECT sum(key), sum(f), sum(d), count(gone) FROM t WHERE key < 3", &["3 2.0 4.00 0"]),
+        ("SELECT count(*) FROM t", &["3"]),
+    ];
+    for (sql, expected) in cases {
+        assert_eq!(query(&store, &table, sql).await, expected, "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn a_column_with_an_initial_default_reads_it_in_older_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let table = created(&store, batch(vec![("id", Arc::new(Int64Array::from(vec![1, 2])))])).await;
+    let added = NestedField::optional(2, "n", Type::Primitive(PrimitiveType::Long));
+    let fields =
+        vec![field(1, "id", PrimitiveType::Long), Arc::new(added.with_initial_default(Literal::long(7)))];
+    let table = evolve(&store, &table, fields).await.unwrap();
+    assert_eq!(query(&store, &table, "SELECT id, n FROM t WHERE n = 7 ORDER BY id").await, ["1 7", "2 7"]);
+    assert!(query(&store, &table, "SELECT id FROM t WHERE n IS NULL").await.is_empty());
+}
+
+#[tokio::test]
+async fn structs_grow_and_their_fields_keep_their_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let values: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));
+    let row: ArrayRef =
+        Arc::new(StructArray::from(vec![(Arc::new(Field::new("a", DataType::Int64, true)), values)]));
+    let table = created(&store, batch(vec![("s", row)])).await;
+    let with = |fields: Vec<NestedFieldRef>| {
+        vec![Arc::new(NestedField::optional(1, "s", Type::Struct(StructType::new(fields))))]
+    };
+    let grown = with(vec![field(2, "a", PrimitiveType::Long), field(3, "b", PrimitiveType::String)]);
+    let table = evolve(&store, &table, grown).await.unwrap();
+    let sql = "SELECT s['a'], s['b'] IS NULL FROM t ORDER BY 1";
+    assert_eq!(query(&store, &table, sql).await, ["1 true", "2 true"]);
+    let renamed = with(vec![field(2, "c", PrimitiveType::Long)]);
+    let error = evolve(&store, &table, renamed).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.message().contains("inside column 's' of table 'public.t'"), "{error}");
+}

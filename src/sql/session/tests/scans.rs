@@ -1,0 +1,89 @@
+//! What a scan reads and what it skips, as EXPLAIN ANALYZE tells it.
+
+use super::*;
+
+/// Rows of `users` entities on one day, as many as fill three pages.
+async fn fill(session: &Session, day: u32, users: std::ops::Range<u32>) {
+    let insert = format!(
+        "INSERT INTO g SELECT {} + value % {}, to_timestamp_seconds(1767225600 + {} + value), value, 'x' \
+         FROM generate_series(1, 60000)",
+        users.start,
+        users.len(),
+        (day - 1) * 86_400
+    );
+    assert_eq!(session.update(&insert, None).await.unwrap(), 60_000);
+}
+
+async fn filled() -> (tempfile::TempDir, Arc<Session>) {
+    let dir = tempfile::tempdir().unwrap();
+    let session = engine(dir.path()).await.session();
+    let create = "CREATE FEATURE GROUP g (user_id BIGINT, ts TIMESTAMP, n BIGINT, s VARCHAR, ENTITY KEY (user_id), \
+                  EVENT TIME (ts))";
+    session.update(create, None).await.unwrap();
+    session.update("SET datafusion.execution.target_partitions = 2", None).await.unwrap();
+    (dir, session)
+}
+
+/// `part` must be in the plan that ran, or did not.
+async fn check(session: &Session, sql: &str, parts: &[&str]) {
+    let plan = table(session, sql).await;
+    for part in parts {
+        assert!(plan.contains(part), "{part} is missing in\n{plan}");
+    }
+}
+
+#[tokio::test]
+async fn a_filter_skips_files_by_time_and_pages_by_entity() {
+    let (_dir, session) = filled().await;
+    fill(&session, 1, 0..1000).await;
+    fill(&session, 2, 0..1000).await;
+    let sql = "EXPLAIN ANALYZE SELECT * FROM g WHERE user_id = 420 AND ts < TIMESTAMP '2026-01-02'";
+    check(
+        &session,
+        sql,
+        &[
+            "files_ranges_pruned_statistics=2 total → 1 matched",
+            "row_groups_pruned_statistics=1 total → 1 matched",
+            "page_index_rows_pruned=60.00 K total → 20.48 K matched",
+            "predicate=user_id@0 = 420 AND ts@1 < 1767312000000000,",
+        ],
+    )
+    .await;
+    let count = "SELECT count(*), sum(n) FROM g WHERE user_id = 420 AND ts < TIMESTAMP '2026-01-02'";
+    assert!(table(&session, count).await.contains("| 60       | 1795200  |"));
+}
+
+#[tokio::test]
+async fn a_join_skips_what_its_other_side_cannot_match() {
+    let (_dir, session) = filled().await;
+    fill(&session, 1, 0..1000).await;
+    fill(&session, 2, 5000..6000).await;
+    session.update("CREATE TABLE l AS SELECT * FROM (VALUES (7), (7), (9)) t(user_id)", None).await.unwrap();
+    let sql = "EXPLAIN ANALYZE SELECT sum(n) FROM l JOIN g ON l.user_id = g.user_id";
+    check(
+        &session,
+        sql,
+        &[
+            "DynamicFilter [ user_id@0 >= 7 AND user_id@0 <= 9",
+            "files_ranges_pruned_statistics=2 total → 1 matched",
+            "page_index_rows_pruned=60.00 K total → 20.48 K matched",
+        ],
+    )
+    .await;
+    let sum = "SELECT count(*), sum(n) FROM l JOIN g ON l.user_id = g.user_id";
+    assert!(table(&session, sum).await.contains("| 180      | 5311380  |"));
+}
+
+#[tokio::test]
+async fn one_sorted_file_needs_no_sort_and_two_do() {
+    let (_dir, session) = filled().await;
+    fill(&session, 1, 0..1000).await;
+    let sql = "EXPLAIN SELECT * FROM g ORDER BY user_id, ts";
+    let sorts = async || table(&session, sql).await.contains("SortExec");
+    assert!(!sorts().await);
+    let in_order = "SELECT count(*) FROM (SELECT user_id, ts, lag(user_id) OVER () AS u, lag(ts) OVER () AS t \
+                    FROM (SELECT * FROM g ORDER BY user_id, ts)) WHERE (user_id, ts) < (u, t)";
+    assert!(table(&session, in_order).await.contains("| 0 "));
+    fill(&session, 2, 0..1000).await;
+    assert!(sorts().await);
+}
