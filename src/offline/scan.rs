@@ -145,15 +145,9 @@ impl TableProvider for IcebergTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-<<<<<<< HEAD
-        let predicate = self.predicate(state, filters)?;
-        let files = self.files().await?;
-        let files = self.prune(files, predicate.as_ref())?;
-=======
-        let live = self.store.data_files(&self.table, self.added_by.as_deref()).await?;
+        let live = self.files().await?;
         let live_count = live.len();
         let files = self.prune(live, self.predicate(state, filters)?)?;
->>>>>>> layout
         if files.is_empty() {
             let schema = match projection {
                 Some(columns) => Arc::new(self.schema.project(columns)?),

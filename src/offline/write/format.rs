@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::offline::order::TableOrder;
 
 const ROW_GROUP_ROWS_MAX: usize = 256 * 1024;
-const PAGE_ROWS_MAX: usize = 20_000;
+const PAGE_ROWS_MAX: usize = 10_000;
 /// Whoever reads one row of a column reads its dictionary.
 const DICTIONARY_BYTES_MAX: usize = 256 * 1024;
 

@@ -57,9 +57,17 @@ impl KeyKind {
     }
 }
 
+/// Rows in the order of (key, time).
+#[derive(Debug)]
+pub(super) struct Sorted<K> {
+    pub(super) rows: Vec<u32>,
+    pub(super) keys: K,
+    pub(super) times: Vec<i64>,
+}
+
 /// Keys of many rows, one after the other.
 pub(super) trait Keys: Sized + Send + Sync + Debug + 'static {
-    type Key<'a>: Copy + Ord;
+    type Key<'a>: Copy + Ord + Debug + Send + Sync;
     /// A bound of the first key column.
     type Bound: Debug + Send + Sync;
     /// What turns columns into keys.
@@ -72,10 +80,10 @@ pub(super) trait Keys: Sized + Send + Sync + Debug + 'static {
     fn append(&mut self, encoder: &Self::Encoder, columns: &[ArrayRef]) -> Result<()>;
     fn bytes(&self) -> usize;
     fn get(&self, index: usize) -> Self::Key<'_>;
-    /// The keys at `indices`, in that order.
-    fn select(&self, encoder: &Self::Encoder, indices: &[u32]) -> Self;
-    /// Sorts `rows` by key, then time, then row.
-    fn sort(&self, times: &[i64], rows: &mut [u32]);
+    /// How the key at `index` compares to another one.
+    fn compare_at(&self, index: usize, key: Self::Key<'_>) -> Ordering;
+    /// `rows` by key, then time, then row, with their keys and times.
+    fn sorted(&self, encoder: &Self::Encoder, times: &[i64], rows: Vec<u32>) -> Sorted<Self>;
 
     /// Bounds of the first key column; `None` where unknown.
     fn bounds(encoder: &Self::Encoder, values: &ArrayRef) -> Result<Vec<Option<Self::Bound>>>;
@@ -122,15 +130,18 @@ impl Keys for Integers {
         self.0[index]
     }
 
-    fn select(&self, _encoder: &(), indices: &[u32]) -> Self {
-        Self(indices.iter().map(|index| self.0[*index as usize]).collect())
+    fn compare_at(&self, index: usize, key: i64) -> Ordering {
+        self.0[index].cmp(&key)
     }
 
-    fn sort(&self, times: &[i64], rows: &mut [u32]) {
+    fn sorted(&self, _encoder: &(), times: &[i64], mut rows: Vec<u32>) -> Sorted<Self> {
         let mut sorted: Vec<(i64, i64, u32)> =
             rows.iter().map(|row| (self.0[*row as usize], times[*row as usize], *row)).collect();
         sorted.sort_unstable();
-        rows.iter_mut().zip(sorted).for_each(|(row, (_, _, sorted))| *row = sorted);
+        rows.clear();
+        rows.extend(sorted.iter().map(|(_, _, row)| *row));
+        let keys = Self(sorted.iter().map(|(key, _, _)| *key).collect());
+        Sorted { rows, keys, times: sorted.iter().map(|(_, time, _)| *time).collect() }
     }
 
     fn bounds(_encoder: &(), values: &ArrayRef) -> Result<Vec<Option<i64>>> {
@@ -182,18 +193,20 @@ impl Keys for Encoded {
         self.0.row(index).data()
     }
 
-    fn select(&self, encoder: &RowEncoder, indices: &[u32]) -> Self {
-        let bytes = indices.iter().map(|index| self.get(*index as usize).len()).sum();
-        let mut rows = encoder.keys.empty_rows(indices.len(), bytes);
-        indices.iter().for_each(|index| rows.push(self.0.row(*index as usize)));
-        Self(rows)
+    fn compare_at(&self, index: usize, key: &[u8]) -> Ordering {
+        self.get(index).cmp(key)
     }
 
-    fn sort(&self, times: &[i64], rows: &mut [u32]) {
+    fn sorted(&self, encoder: &RowEncoder, times: &[i64], mut rows: Vec<u32>) -> Sorted<Self> {
         rows.sort_unstable_by(|a, b| {
             let by_key = self.get(*a as usize).cmp(self.get(*b as usize));
             by_key.then_with(|| (times[*a as usize], a).cmp(&(times[*b as usize], b)))
         });
+        let bytes = rows.iter().map(|row| self.get(*row as usize).len()).sum();
+        let mut keys = encoder.keys.empty_rows(rows.len(), bytes);
+        rows.iter().for_each(|row| keys.push(self.0.row(*row as usize)));
+        let times = rows.iter().map(|row| times[*row as usize]).collect();
+        Sorted { rows, keys: Self(keys), times }
     }
 
     fn bounds(encoder: &RowEncoder, values: &ArrayRef) -> Result<Vec<Option<Box<[u8]>>>> {

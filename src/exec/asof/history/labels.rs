@@ -105,13 +105,13 @@ impl<K: Keys> Labels<K> {
     }
 
     /// Splits the labels into about `count` ranges by (key, time); each is still to be sorted.
-    pub(super) fn split(&mut self, count: usize) -> Vec<Range> {
+    pub(super) fn split(&mut self, encoder: &K::Encoder, count: usize) -> Vec<Range> {
         let usable = std::mem::take(&mut self.usable);
         let mut ranges: Vec<Range> = Vec::new();
         ranges.resize_with(count.max(1), Range::default);
         let stride = (usable.len() / (ranges.len() * SAMPLES_PER_RANGE)).max(1);
-        let mut sample: Vec<u32> = usable.iter().copied().step_by(stride).collect();
-        self.keys.sort(&self.times, &mut sample);
+        let sample = usable.iter().copied().step_by(stride).collect();
+        let sample = self.keys.sorted(encoder, &self.times, sample).rows;
         let borders: Vec<u32> = (1..ranges.len())
             .filter_map(|range| sample.get(range * sample.len() / ranges.len()).copied())
             .collect();

@@ -9,24 +9,16 @@ use datafusion::common::Result;
 use datafusion::execution::TaskContext;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 
-use super::keys::Keys;
+use super::keys::{Keys, Sorted};
 use super::labels::Range;
-use super::right::Right;
-use super::search::{self, Labels, Rows, Window};
+use super::right::{Right, SortedFile};
+use super::search::{self, Choice, Rows, Sought};
 use super::source::{OpenFile, Pass, Source, in_order};
 use crate::error::Error;
 
 /// Rows decoded at a time while searching.
 const SCAN_ROWS: usize = 32 * 1024;
 const NONE: u32 = u32::MAX;
-
-/// The row chosen for a label so far.
-#[derive(Debug, Clone, Copy)]
-struct Choice {
-    time: i64,
-    file: u32,
-    row: u32,
-}
 
 /// A range whose rows are gathered, to be put out in batches.
 #[derive(Debug)]
@@ -51,29 +43,30 @@ struct Side {
 pub(super) async fn join<K: Keys>(
     source: &Source<K>,
     pass: Arc<Pass<K>>,
-    mut range: Range,
+    range: Range,
     context: &TaskContext,
 ) -> Result<Joined<K>> {
     let reservation = MemoryConsumer::new("AsofHistoryExec range").register(context.memory_pool());
-    {
+    let Range { rows, mut unusable } = range;
+    reservation.try_grow(rows.len() * (24 + 40 * source.rights.len()))?;
+    let labels = {
         let _timer = source.metrics.sort_time.timer();
-        pass.labels.keys.sort(&pass.labels.times, &mut range.rows);
-    }
-    reservation.try_grow(range.rows.len() * (24 + 40 * source.rights.len()))?;
-    let keys = pass.labels.keys.select(&source.encoder, &range.rows);
+        pass.labels.keys.sorted(&source.encoder, &pass.labels.times, rows)
+    };
     let files = source.files(context).await?;
     let mut sides = Vec::with_capacity(source.rights.len());
     for (index, (right, files)) in source.rights.iter().zip(files).enumerate() {
-        let lookup = Lookup { source, right, files, keys: &keys, range: &range, pass: &pass, index };
+        let known_us = pass.labels.known_us[index].as_deref();
+        let lookup = Lookup { source, right, files, labels: &labels, known_us };
         let choices = lookup.choose().await?;
         sides.push(lookup.gather(choices, &reservation).await?);
     }
-    let mut rows = std::mem::take(&mut range.rows);
+    let mut rows = labels.rows;
     let inner: Vec<bool> = source.rights.iter().map(|right| right.inner).collect();
     if inner.contains(&true) {
         drop_unmatched(&mut rows, &mut sides, &inner);
     } else {
-        rows.append(&mut range.unusable);
+        rows.append(&mut unusable);
         sides.iter_mut().for_each(|side| side.index.resize(rows.len(), NONE));
     }
     Ok(Joined { pass, rows, sides, next: 0, reservation })
@@ -120,49 +113,59 @@ impl<K: Keys> Joined<K> {
 struct Lookup<'a, K: Keys> {
     source: &'a Source<K>,
     right: &'a Right,
-    files: &'a [OpenFile],
-    keys: &'a K,
-    range: &'a Range,
-    pass: &'a Pass<K>,
-    index: usize,
+    files: &'a [OpenFile<K>],
+    labels: &'a Sorted<K>,
+    /// As-known-at bounds of all labels of the pass.
+    known_us: Option<&'a [Option<i64>]>,
 }
 
-impl<K: Keys> Lookup<'_, K> {
+impl<'a, K: Keys> Lookup<'a, K> {
     /// For each label of the range the row that it is joined with.
     async fn choose(&self) -> Result<Vec<Choice>> {
-        let rows = &self.range.rows;
-        let windows: Vec<Window> =
-            rows.iter().map(|row| self.right.window(self.pass.labels.times[*row as usize])).collect();
-        let labels = Labels { keys: self.keys, windows: &windows };
-        let mut choices = vec![Choice { time: 0, file: NONE, row: 0 }; rows.len()];
+        let mut choices = vec![Choice::NONE; self.labels.rows.len()];
         let backward = self.right.backward;
-        let entering = self.entering(&windows);
-        let mut open: Vec<u32> = Vec::new();
-        for (index, file) in self.right.files.iter().enumerate() {
+        let entering = self.entering();
+        let mut open: Vec<Sought<K::Key<'a>>> = Vec::new();
+        for (index, (file, entering)) in self.right.files.iter().zip(&entering).enumerate() {
             let (min, max) = file.times;
             // Files come from the nearest in time: what is nearer, or bound to be, than all of this file is nearer than
             // all that follow.
-            open.retain(|label| {
-                let (choice, far) = (choices[*label as usize], windows[*label as usize].far);
-                let beyond = |time: i64| if backward { time > max } else { time < min };
-                !(beyond(far) || choice.file != NONE && beyond(choice.time))
-            });
-            open = merged(&open, &entering[index]);
-            let wanted: Vec<u32> = open
-                .iter()
-                .copied()
-                .filter(|label| windows[*label as usize].overlaps(backward, min, max))
-                .filter(|label| self.is_known(*label, file.ingested_us))
-                .collect();
-            if !wanted.is_empty() {
-                self.search_file(index, &labels, &wanted, &mut choices).await?;
+            let beyond = |time: i64| if backward { time > max } else { time < min };
+            let mut next = Vec::with_capacity(open.len() + entering.len());
+            let mut entering = entering.iter().peekable();
+            for sought in open {
+                while let Some(label) = entering.next_if(|label| **label < sought.label) {
+                    next.push(self.sought(*label));
+                }
+                if beyond(sought.window.far) || !sought.choice.is_none() && beyond(sought.choice.time) {
+                    choices[sought.label as usize] = sought.choice;
+                } else {
+                    next.push(sought);
+                }
             }
+            next.extend(entering.map(|label| self.sought(*label)));
+            open = next;
+            self.search_file(index, file, &mut open).await?;
+        }
+        for sought in open {
+            choices[sought.label as usize] = sought.choice;
         }
         Ok(choices)
     }
 
+    fn sought(&self, label: u32) -> Sought<K::Key<'a>> {
+        let row = self.labels.rows[label as usize];
+        Sought {
+            key: self.labels.keys.get(label as usize),
+            window: self.right.window(self.labels.times[label as usize]),
+            known_us: self.known_us.map_or(i64::MAX, |known| known[row as usize].unwrap_or(i64::MIN)),
+            label,
+            choice: Choice::NONE,
+        }
+    }
+
     /// For each file the labels that may match it and no file before it.
-    fn entering(&self, windows: &[Window]) -> Vec<Vec<u32>> {
+    fn entering(&self) -> Vec<Vec<u32>> {
         let backward = self.right.backward;
         // How far the files up to each one reach, which only grows.
         let mut reached = if backward { i64::MAX } else { i64::MIN };
@@ -173,9 +176,9 @@ impl<K: Keys> Lookup<'_, K> {
             })
             .collect();
         let mut entering = vec![Vec::new(); reach.len()];
-        for (label, window) in windows.iter().enumerate() {
-            let first = reach
-                .partition_point(|reach| if backward { *reach > window.near } else { *reach < window.near });
+        for (label, time) in self.labels.times.iter().enumerate() {
+            let near = self.right.window(*time).near;
+            let first = reach.partition_point(|reach| if backward { *reach > near } else { *reach < near });
             if let Some(entering) = entering.get_mut(first) {
                 entering.push(label as u32);
             }
@@ -183,29 +186,20 @@ impl<K: Keys> Lookup<'_, K> {
         entering
     }
 
-    fn is_known(&self, label: u32, ingested_us: Option<i64>) -> bool {
-        match &self.pass.labels.known_us[self.index] {
-            None => true,
-            Some(bounds) => match (bounds[self.range.rows[label as usize] as usize], ingested_us) {
-                (Some(bound), Some(ingested)) => ingested <= bound,
-                _ => false,
-            },
-        }
-    }
-
     async fn search_file(
         &self,
         index: usize,
-        labels: &Labels<'_, K>,
-        wanted: &[u32],
-        choices: &mut [Choice],
+        sorted: &SortedFile,
+        open: &mut [Sought<K::Key<'a>>],
     ) -> Result<()> {
         let (file, metrics) = (&self.files[index], &self.source.metrics);
-        let bounds = file.rows.page_bounds(file.keys[0])?;
-        let as_key = |array: &ArrayRef| cast(array, &self.right.keys[0].data_type);
-        let min = K::bounds(&self.source.encoder, &as_key(&bounds.min)?)?;
-        let max = K::bounds(&self.source.encoder, &as_key(&bounds.max)?)?;
-        let ranges = search::pages(labels, wanted, &bounds.rows, &min, &max);
+        let (backward, (min, max)) = (self.right.backward, sorted.times);
+        let ingested_us = sorted.ingested_us.unwrap_or(i64::MIN);
+        let wanted = |sought: &Sought<K::Key<'a>>| {
+            sought.known_us >= ingested_us && sought.window.overlaps(backward, min, max)
+        };
+        let pages = &file.pages;
+        let ranges = search::pages::<K>(open, wanted, &pages.rows, &pages.min, &pages.max);
         if ranges.is_empty() {
             return Ok(());
         }
@@ -233,12 +227,11 @@ impl<K: Keys> Lookup<'_, K> {
         metrics.rows_searched.add(times.len());
         let firsts = first_rows(&ranges);
         let rows = Rows { keys: &keys, times: &times };
-        search::search(labels, wanted, &rows, self.right.backward, |label, found| {
-            let choice = &mut choices[label as usize];
-            if choice.file == NONE || self.is_better(times[found], index, choice) {
+        search::search(open, &rows, backward, wanted, |sought, found| {
+            if sought.choice.is_none() || self.is_better(times[found], index, &sought.choice) {
                 let range = firsts.partition_point(|(first, _)| *first <= found) - 1;
                 let row = firsts[range].1 + (found - firsts[range].0) as u32;
-                *choice = Choice { time: times[found], file: index as u32, row };
+                sought.choice = Choice { time: times[found], file: index as u32, row };
             }
         });
         Ok(())
@@ -256,20 +249,20 @@ impl<K: Keys> Lookup<'_, K> {
         let outputs = &self.right.outputs;
         let mut parts: Vec<Vec<ArrayRef>> = vec![Vec::new(); outputs.len()];
         let mut index = vec![NONE; choices.len()];
-        let mut by_file: Vec<Vec<u32>> = vec![Vec::new(); self.files.len()];
+        let mut by_file: Vec<Vec<(u32, u32)>> = vec![Vec::new(); self.files.len()];
         for (label, choice) in choices.iter().enumerate() {
-            if choice.file != NONE {
-                by_file[choice.file as usize].push(label as u32);
+            if !choice.is_none() {
+                by_file[choice.file as usize].push((label as u32, choice.row));
             }
         }
+        drop(choices);
         let mut gathered = 0_u32;
         for (file, labels) in self.files.iter().zip(&by_file) {
             let mut rows: Vec<u32> = Vec::with_capacity(labels.len());
-            for label in labels {
+            for (label, row) in labels {
                 // Both sides are sorted alike, so the rows of a file never decrease.
-                let row = choices[*label as usize].row;
-                if rows.last() != Some(&row) {
-                    rows.push(row);
+                if rows.last() != Some(row) {
+                    rows.push(*row);
                 }
                 index[*label as usize] = gathered + rows.len() as u32 - 1;
             }
@@ -296,7 +289,7 @@ impl<K: Keys> Lookup<'_, K> {
 
     async fn gather_file(
         &self,
-        file: &OpenFile,
+        file: &OpenFile<K>,
         rows: &[u32],
         parts: &mut [Vec<ArrayRef>],
         reservation: &MemoryReservation,
@@ -322,17 +315,6 @@ impl<K: Keys> Lookup<'_, K> {
         }
         Ok(())
     }
-}
-
-/// Two ascending lists as one.
-fn merged(a: &[u32], b: &[u32]) -> Vec<u32> {
-    let mut merged = Vec::with_capacity(a.len() + b.len());
-    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
-    while let (Some(next_a), Some(next_b)) = (a.peek(), b.peek()) {
-        merged.extend(if next_a <= next_b { a.next() } else { b.next() });
-    }
-    merged.extend(a.chain(b));
-    merged
 }
 
 /// Where each range of rows begins among the rows read, and in the file.

@@ -37,10 +37,32 @@ impl Window {
     }
 }
 
-/// Labels in the order of (key, time), which is also that of (key, `near`).
-pub(super) struct Labels<'a, K> {
-    pub(super) keys: &'a K,
-    pub(super) windows: &'a [Window],
+/// The row chosen for a label so far.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Choice {
+    pub(super) time: i64,
+    pub(super) file: u32,
+    pub(super) row: u32,
+}
+
+impl Choice {
+    pub(super) const NONE: Self = Self { time: 0, file: u32::MAX, row: 0 };
+
+    pub(super) fn is_none(self) -> bool {
+        self.file == u32::MAX
+    }
+}
+
+/// A label that is looked up, with all that the search reads of it in one place: lists of labels are walked file after
+/// file, and jumping to what lies elsewhere would cost more than the search.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sought<Key> {
+    pub(super) key: Key,
+    pub(super) window: Window,
+    /// Latest ingestion, in µs since 1970, that the label may see.
+    pub(super) known_us: i64,
+    pub(super) label: u32,
+    pub(super) choice: Choice,
 }
 
 /// Rows of one file in the order of (key, time); rows of equal key and time in the order of ingestion.
@@ -49,37 +71,38 @@ pub(super) struct Rows<'a, K> {
     pub(super) times: &'a [i64],
 }
 
-/// Calls `found` with each label of `wanted` (ascending) that has a row, and the row.
-pub(super) fn search<K: Keys>(
-    labels: &Labels<'_, K>,
-    wanted: &[u32],
+/// Calls `found` with each label that has a row, and the row. Labels ascend by (key, near bound); those that are not
+/// `wanted` are passed over.
+pub(super) fn search<'a, K: Keys>(
+    labels: &mut [Sought<K::Key<'a>>],
     rows: &Rows<'_, K>,
     backward: bool,
-    mut found: impl FnMut(u32, usize),
+    wanted: impl Fn(&Sought<K::Key<'a>>) -> bool,
+    mut found: impl FnMut(&mut Sought<K::Key<'a>>, usize),
 ) {
     let end = rows.times.len();
     let mut next = 0;
-    for &label in wanted {
-        let (key, window) = (labels.keys.get(label as usize), labels.windows[label as usize]);
-        let before = |row: usize| {
-            let row_key = rows.keys.get(row);
-            match row_key.cmp(&key) {
-                Ordering::Less => true,
-                Ordering::Greater => false,
-                Ordering::Equal if backward => rows.times[row] <= window.near,
-                Ordering::Equal => rows.times[row] < window.near,
-            }
+    for label in labels {
+        if !wanted(label) {
+            continue;
+        }
+        let (key, window) = (label.key, label.window);
+        let before = |row: usize| match rows.keys.compare_at(row, key) {
+            Ordering::Less => true,
+            Ordering::Greater => false,
+            Ordering::Equal if backward => rows.times[row] <= window.near,
+            Ordering::Equal => rows.times[row] < window.near,
         };
         next = advance(next, end, before);
         let row = if backward { next.checked_sub(1) } else { (next < end).then_some(next) };
-        let Some(row) = row.filter(|row| rows.keys.get(*row) == key) else { continue };
+        let Some(row) = row.filter(|row| rows.keys.compare_at(*row, key).is_eq()) else { continue };
         let time = rows.times[row];
         if backward {
             if time >= window.far {
                 found(label, row);
             }
         } else if time <= window.far {
-            let same = |row: usize| rows.keys.get(row) == key && rows.times[row] == time;
+            let same = |row: usize| rows.keys.compare_at(row, key).is_eq() && rows.times[row] == time;
             found(label, advance(row, end, same) - 1);
         }
     }
@@ -109,25 +132,23 @@ fn advance(start: usize, end: usize, before: impl Fn(usize) -> bool) -> usize {
     low
 }
 
-/// The pages that may hold keys of `wanted` labels, as ranges of rows; neighbours are joined. Pages ascend by key.
-pub(super) fn pages<K: Keys>(
-    labels: &Labels<'_, K>,
-    wanted: &[u32],
+/// The pages that may hold keys of `wanted` labels, as ranges of rows; neighbours are joined. Labels and pages ascend by
+/// key.
+pub(super) fn pages<'a, K: Keys>(
+    labels: &[Sought<K::Key<'a>>],
+    wanted: impl Fn(&Sought<K::Key<'a>>) -> bool,
     rows: &[Range<u32>],
     min: &[Option<K::Bound>],
     max: &[Option<K::Bound>],
 ) -> Vec<Range<u32>> {
-    let key = |index: usize| labels.keys.get(wanted[index] as usize);
     let mut ranges: Vec<Range<u32>> = Vec::new();
-    let mut next = 0;
+    let mut labels = labels.iter().filter(|label| wanted(label)).peekable();
     for ((rows, min), max) in rows.iter().zip(min).zip(max) {
         if let Some(min) = min {
-            next = advance(next, wanted.len(), |index| K::compare(key(index), min) == Ordering::Less);
+            while labels.next_if(|label| K::compare(label.key, min) == Ordering::Less).is_some() {}
         }
-        if next == wanted.len() {
-            break;
-        }
-        if max.as_ref().is_some_and(|max| K::compare(key(next), max) == Ordering::Greater) {
+        let Some(next) = labels.peek() else { break };
+        if max.as_ref().is_some_and(|max| K::compare(next.key, max) == Ordering::Greater) {
             continue;
         }
         match ranges.last_mut() {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use datafusion::arrow::array::{ArrayRef, RecordBatch};
+use datafusion::arrow::compute::cast;
 use datafusion::common::{Result, resources_datafusion_err};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::TaskContext;
@@ -70,19 +71,28 @@ impl Metrics {
     }
 }
 
+/// Rows of each page, and bounds of the first key column in it.
+#[derive(Debug)]
+pub(super) struct Pages<B> {
+    pub(super) rows: Vec<std::ops::Range<u32>>,
+    pub(super) min: Vec<Option<B>>,
+    pub(super) max: Vec<Option<B>>,
+}
+
 /// A data file, opened, and where its columns are.
 #[derive(Debug)]
-pub(super) struct OpenFile {
+pub(super) struct OpenFile<K: Keys> {
     pub(super) rows: RowFile,
     /// The key columns, in the sort order, and the time.
     pub(super) keys: Vec<usize>,
     pub(super) time: usize,
     pub(super) outputs: Vec<Option<usize>>,
-    pub(super) was_read: AtomicBool,
+    pub(super) pages: Pages<K::Bound>,
+    was_read: AtomicBool,
 }
 
-impl OpenFile {
-    async fn open(context: &TaskContext, right: &Right, index: usize) -> Result<Self> {
+impl<K: Keys> OpenFile<K> {
+    async fn open(context: &TaskContext, encoder: &K::Encoder, right: &Right, index: usize) -> Result<Self> {
         let runtime = context.runtime_env();
         let store = runtime.object_store(ObjectStoreUrl::local_filesystem())?;
         let object = right.files[index].file.object.clone();
@@ -95,10 +105,13 @@ impl OpenFile {
                 crate::error::Error::corrupt(format!("data file '{location}' lacks column '{name}'"))
             })
         };
-        let keys = right.keys.iter().map(needed).collect::<Result<_, _>>()?;
+        let keys: Vec<usize> = right.keys.iter().map(needed).collect::<Result<_, _>>()?;
+        let bounds = rows.page_bounds(keys[0])?;
+        let of_key = |values: &ArrayRef| K::bounds(encoder, &cast(values, &right.keys[0].data_type)?);
+        let pages = Pages { min: of_key(&bounds.min)?, max: of_key(&bounds.max)?, rows: bounds.rows };
         let time = needed(&right.time)?;
         let outputs = right.outputs.iter().map(|output| column(&output.column)).collect();
-        Ok(Self { rows, keys, time, outputs, was_read: AtomicBool::new(false) })
+        Ok(Self { rows, keys, time, outputs, pages, was_read: AtomicBool::new(false) })
     }
 
     /// True the first time.
@@ -124,7 +137,7 @@ pub(super) struct Source<K: Keys> {
     pub(super) metrics: Metrics,
     partitions: usize,
     state: tokio::sync::Mutex<State<K>>,
-    files: tokio::sync::OnceCell<Vec<Vec<OpenFile>>>,
+    files: tokio::sync::OnceCell<Vec<Vec<OpenFile<K>>>>,
 }
 
 struct State<K> {
@@ -167,12 +180,12 @@ impl<K: Keys> Source<K> {
     }
 
     /// The files of each right side.
-    pub(super) async fn files(&self, context: &TaskContext) -> Result<&Vec<Vec<OpenFile>>> {
+    pub(super) async fn files(&self, context: &TaskContext) -> Result<&Vec<Vec<OpenFile<K>>>> {
         let open = || async {
             let mut opened = Vec::new();
             for right in &self.rights {
                 let files = futures::stream::iter(0..right.files.len())
-                    .map(|index| OpenFile::open(context, right, index))
+                    .map(|index| OpenFile::open(context, &self.encoder, right, index))
                     .buffered(OPENING_MAX);
                 opened.push(files.try_collect().await?);
             }
@@ -243,7 +256,7 @@ impl<K: Keys> Source<K> {
         self.metrics.labels.add(labels.len());
         let ranges = {
             let _timer = self.metrics.sort_time.timer();
-            let mut ranges = labels.split(self.range_count(&labels, pool.memory_limit()));
+            let mut ranges = labels.split(&self.encoder, self.range_count(&labels, pool.memory_limit()));
             ranges.reverse();
             ranges
         };
@@ -278,7 +291,7 @@ pub(super) fn in_order(
             if array.data_type() == &as_column.data_type {
                 return Ok(Arc::clone(array));
             }
-            Ok(datafusion::arrow::compute::cast(array, &as_column.data_type)?)
+            Ok(cast(array, &as_column.data_type)?)
         })
         .collect()
 }
