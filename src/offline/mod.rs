@@ -4,14 +4,17 @@ mod catalog;
 mod durable;
 mod evolution;
 mod files;
+pub(crate) mod inspect;
 mod order;
 mod scan;
 mod schema;
 mod snapshot;
 mod statistics;
 mod store;
+mod table;
 mod write;
 
 pub(crate) use scan::IcebergTable;
 pub(crate) use schema::{storage_schema, storage_type};
-pub(crate) use store::{OfflineStore, OfflineTable, TableSpec};
+pub(crate) use store::{OfflineStore, TableSpec};
+pub(crate) use table::OfflineTable;

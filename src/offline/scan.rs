@@ -30,10 +30,11 @@ use object_store::path::Path;
 
 use super::evolution::ByFieldId;
 use super::statistics::{FileBounds, file_statistics};
-use super::store::{OfflineStore, OfflineTable};
+use super::store::OfflineStore;
+use super::table::OfflineTable;
 use crate::error::Error;
 
-/// A table at one of its snapshots, or what some snapshots added to it.
+/// A table at the snapshot that its [`OfflineTable`] names, or what some snapshots added to it.
 #[derive(Debug, Clone)]
 pub(crate) struct IcebergTable {
     store: Arc<OfflineStore>,
@@ -43,7 +44,7 @@ pub(crate) struct IcebergTable {
 }
 
 impl IcebergTable {
-    /// The table at its current snapshot; `schema` is [`OfflineTable::schema`].
+    /// All rows that `table` has at its snapshot.
     pub(crate) fn current(store: Arc<OfflineStore>, table: OfflineTable) -> Self {
         let schema = Arc::clone(table.schema());
         Self { store, table, schema, added_by: None }
@@ -52,6 +53,16 @@ impl IcebergTable {
     /// Only the rows that the named snapshots added and that are still live.
     pub(crate) fn added_by(store: Arc<OfflineStore>, table: OfflineTable, snapshots: Vec<i64>) -> Self {
         Self { added_by: Some(snapshots), ..Self::current(store, table) }
+    }
+
+    /// What it reads.
+    pub(crate) fn table(&self) -> &OfflineTable {
+        &self.table
+    }
+
+    /// The same table as another snapshot has it.
+    pub(crate) fn of(&self, table: OfflineTable) -> Self {
+        Self::current(Arc::clone(&self.store), table)
     }
 
     fn predicate(&self, state: &dyn Session, filters: &[Expr]) -> Result<Option<Arc<dyn PhysicalExpr>>> {
