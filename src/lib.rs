@@ -4,7 +4,8 @@
 //!
 //! 1. A client connects; `flight` gives the connection an identity, and with its first call a session.
 //! 2. The call's protobuf becomes a command. What concerns the catalog is answered from it; everything else is SQL.
-//! 3. `sql` parses the statement, rewrites what is ours (`ASOF JOIN`, `LATEST`, `CREATE FEATURE GROUP`) and plans it.
+//! 3. `sql` parses the statement, rewrites what is ours (`ASOF JOIN`, `LATEST`, `FOR … AS OF`, `CREATE FEATURE GROUP`)
+//!    and plans it.
 //! 4. A statement that changes something runs at once: `ingest` writes history through `offline`, and only then the
 //!    latest values through `online`. The client's ticket carries nothing but the news that it is done.
 //! 5. A query gets a ticket that carries the statement itself, so that nothing waits on the server for the client.

@@ -58,6 +58,6 @@ impl IcebergTable {
 
     /// The Iceberg id of a top-level column.
     pub(crate) fn field_id(&self, column: &str) -> Option<i32> {
-        self.table().metadata().current_schema().field_by_name(column).map(|field| field.id)
+        self.table().iceberg_schema().field_by_name(column).map(|field| field.id)
     }
 }

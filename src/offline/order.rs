@@ -21,8 +21,8 @@ pub(super) struct TableOrder {
 }
 
 impl TableOrder {
-    /// `schema` is the current one as SQL sees it.
-    pub(super) fn of(metadata: &TableMetadata, schema: &ArrowSchema) -> Option<Self> {
+    /// `iceberg` is one of the table's schemas, and `schema` the same as SQL sees it.
+    pub(super) fn of(metadata: &TableMetadata, iceberg: &Schema, schema: &ArrowSchema) -> Option<Self> {
         let order = metadata.default_sort_order();
         let id = i32::try_from(order.order_id).ok().filter(|_| !order.is_unsorted())?;
         let columns: Option<Vec<String>> = order
@@ -32,7 +32,7 @@ impl TableOrder {
                 let kept = field.transform == Transform::Identity
                     && field.direction == SortDirection::Ascending
                     && field.null_order == NullOrder::First;
-                let name = &metadata.current_schema().field_by_id(field.source_id).filter(|_| kept)?.name;
+                let name = &iceberg.field_by_id(field.source_id).filter(|_| kept)?.name;
                 // A column of a struct has no place in Arrow's schema of its own; engines differ about floats.
                 let data_type = schema.field_with_name(name).ok()?.data_type();
                 (!data_type.is_nested() && !data_type.is_floating()).then(|| name.clone())

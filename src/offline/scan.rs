@@ -30,10 +30,11 @@ use object_store::path::Path;
 
 use super::evolution::ByFieldId;
 use super::statistics::{FileBounds, file_statistics};
-use super::store::{OfflineStore, OfflineTable};
+use super::store::OfflineStore;
+use super::table::OfflineTable;
 use crate::error::Error;
 
-/// A table at one of its snapshots, or what some snapshots added to it.
+/// A table at the snapshot that its [`OfflineTable`] names, or what some snapshots added to it.
 #[derive(Debug, Clone)]
 pub(crate) struct IcebergTable {
     store: Arc<OfflineStore>,
@@ -43,7 +44,7 @@ pub(crate) struct IcebergTable {
 }
 
 impl IcebergTable {
-    /// The table at its current snapshot; `schema` is [`OfflineTable::schema`].
+    /// All rows that `table` has at its snapshot.
     pub(crate) fn current(store: Arc<OfflineStore>, table: OfflineTable) -> Self {
         let schema = Arc::clone(table.schema());
         Self { store, table, schema, added_by: None }
@@ -54,8 +55,14 @@ impl IcebergTable {
         Self { added_by: Some(snapshots), ..Self::current(store, table) }
     }
 
-    pub(super) fn table(&self) -> &OfflineTable {
+    /// What it reads.
+    pub(crate) fn table(&self) -> &OfflineTable {
         &self.table
+    }
+
+    /// The same table as another snapshot has it.
+    pub(crate) fn of(&self, table: OfflineTable) -> Self {
+        Self::current(Arc::clone(&self.store), table)
     }
 
     /// Whether this is some snapshots' rows only.

@@ -9,18 +9,18 @@ use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::memory_pool::MemoryPool;
 use iceberg::io::FileIO;
-use iceberg::spec::{DataFile, Schema, TableMetadata, TableMetadataBuilder, TableMetadataRef};
+use iceberg::spec::{DataFile, TableMetadata, TableMetadataBuilder, TableMetadataRef};
 use iceberg::{MetadataLocation, TableCreation};
 use moka::sync::Cache;
 use uuid::Uuid;
 
 use super::catalog::Catalog;
 use super::durable::{local_path, make_durable};
-use super::evolution::refuse_nested_renames;
 use super::files::{ManifestCache, data_files};
-use super::order::{TableOrder, iceberg_order};
-use super::schema::{arrow_schema, iceberg_schema};
+use super::order::iceberg_order;
+use super::schema::iceberg_schema;
 use super::snapshot;
+use super::table::OfflineTable;
 use super::write::{WrittenFiles, write_files};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
@@ -51,73 +51,6 @@ impl TableSpec {
     /// A table of these columns, and nothing more to say of it.
     pub(crate) fn plain(name: TableName, schema: SchemaRef) -> Self {
         Self { name, schema, docs: HashMap::new(), properties: HashMap::new(), sort_columns: Vec::new() }
-    }
-}
-
-/// An Iceberg table at one version of its metadata.
-#[derive(Debug, Clone)]
-pub(crate) struct OfflineTable {
-    name: TableName,
-    location: Arc<str>,
-    metadata: TableMetadataRef,
-    schema: SchemaRef,
-    order: Option<Arc<TableOrder>>,
-}
-
-impl OfflineTable {
-    fn new(name: TableName, location: &str, metadata: TableMetadataRef) -> Result<Self> {
-        refuse_nested_renames(&name, &metadata)?;
-        let schema = arrow_schema(metadata.current_schema())?;
-        let order = TableOrder::of(&metadata, &schema).map(Arc::new);
-        Ok(Self { name, location: location.into(), metadata, schema, order })
-    }
-
-    pub(crate) fn name(&self) -> &TableName {
-        &self.name
-    }
-
-    pub(crate) fn metadata(&self) -> &TableMetadataRef {
-        &self.metadata
-    }
-
-    /// Columns as SQL sees them.
-    pub(crate) fn schema(&self) -> &SchemaRef {
-        &self.schema
-    }
-
-    /// Columns as Iceberg knows them, in the order of [`Self::schema`].
-    pub(super) fn iceberg_schema(&self) -> &Schema {
-        self.metadata.current_schema()
-    }
-
-    /// The columns that sorted files of this table are sorted by, ascending and NULLs first; see [`Self::is_sorted`].
-    pub(crate) fn sort_columns(&self) -> &[String] {
-        self.order.as_ref().map_or(&[], |order| &order.columns)
-    }
-
-    /// Whether the rows of `file` are in the order of [`Self::sort_columns`]: it was written so and stamped with it.
-    pub(crate) fn is_sorted(&self, file: &DataFile) -> bool {
-        self.order.as_ref().is_some_and(|order| order.is_kept_by(file))
-    }
-
-    /// Snapshots after `applied` up to the current one, or `None` where `applied` is not among its ancestors.
-    pub(crate) fn snapshots_since(&self, applied: i64) -> Option<Vec<i64>> {
-        let mut since = Vec::new();
-        let mut current = self.metadata.current_snapshot();
-        while let Some(snapshot) = current {
-            if snapshot.snapshot_id() == applied {
-                return Some(since);
-            }
-            since.push(snapshot.snapshot_id());
-            current = snapshot.parent_snapshot_id().and_then(|id| self.metadata.snapshot_by_id(id));
-        }
-        None
-    }
-
-    /// A property of the current snapshot's summary.
-    pub(crate) fn snapshot_property(&self, key: &str) -> Option<&str> {
-        let summary = self.metadata.current_snapshot()?.summary();
-        summary.additional_properties.get(key).map(String::as_str)
     }
 }
 
@@ -197,14 +130,16 @@ impl OfflineStore {
         }
     }
 
-    /// The live data files of the table's current snapshot; with `added_by`, only those that these snapshots added.
+    /// The live data files of the table's snapshot; with `added_by`, only those that these snapshots added.
     pub(crate) async fn data_files(
         &self,
         table: &OfflineTable,
         added_by: Option<&[i64]>,
     ) -> Result<Vec<DataFile>> {
-        match table.metadata.current_snapshot() {
-            Some(current) => data_files(&self.io, &self.manifests, &table.metadata, current, added_by).await,
+        match table.snapshot() {
+            Some(snapshot) => {
+                data_files(&self.io, &self.manifests, &table.metadata, snapshot, added_by).await
+            }
             None => Ok(Vec::new()),
         }
     }
@@ -354,10 +289,10 @@ impl OfflineStore {
             .properties(spec.properties.clone())
             .build();
         let cannot = |e| Error::invalid(format!("table '{name}' does not fit Iceberg")).with_source(e);
-        let mut metadata = TableMetadataBuilder::from_table_creation(creation)
-            .and_then(|b| b.build())
-            .map_err(cannot)?
-            .metadata;
+        let built =
+            TableMetadataBuilder::from_table_creation(creation).and_then(|b| b.build()).map_err(cannot)?;
+        let now_ms = self.clock.now_us().div_euclid(1000);
+        let mut metadata = updated_at(&built.metadata, now_ms)?;
         let mut written = None;
         if let Some(rows) = rows {
             let files = write_files(&self.io, &metadata, rows, memory).await?;
@@ -408,6 +343,15 @@ impl OfflineStore {
             tracing::warn!(location, %error, "files of a dropped table were not removed");
         }
     }
+}
+
+/// The same metadata as of `now_ms`. Iceberg's builder asks the machine for the time, and no snapshot may be older
+/// than what it says.
+fn updated_at(metadata: &TableMetadata, now_ms: i64) -> Result<TableMetadata> {
+    let failed = |e| Error::internal("table metadata does not survive JSON").with_source(e);
+    let mut json = serde_json::to_value(metadata).map_err(failed)?;
+    json["last-updated-ms"] = now_ms.into();
+    serde_json::from_value(json).map_err(failed)
 }
 
 /// A name as one component of a path: whatever a quoted SQL name holds, it stays inside the warehouse.

@@ -86,7 +86,7 @@ struct Target {
 impl Target {
     fn new(io: &FileIO, metadata: &TableMetadata) -> Result<Self> {
         let schema: SchemaRef = Arc::new(schema_to_arrow_schema(metadata.current_schema()).map_err(failed)?);
-        let order = TableOrder::of(metadata, &schema);
+        let order = TableOrder::of(metadata, metadata.current_schema(), &schema);
         let parquet = ParquetWriterBuilder::new_with_match_mode(
             properties(&schema, order.as_ref()),
             Arc::clone(metadata.current_schema()),

@@ -97,7 +97,7 @@ fn properties_of(group: &FeatureGroup) -> Result<HashMap<String, String>> {
 }
 
 /// What an Iceberg table is: a feature group where its properties define one, else a plain table.
-pub(super) fn object_of(table: OfflineTable) -> Result<Object> {
+pub(crate) fn object_of(table: OfflineTable) -> Result<Object> {
     let Some(json) = table.metadata().properties().get(PROPERTY) else {
         return Ok(Object::Table(table));
     };
@@ -142,7 +142,7 @@ pub(super) fn object_of(table: OfflineTable) -> Result<Object> {
 }
 
 fn columns_of(table: &OfflineTable, defaults: &BTreeMap<String, String>) -> Result<Vec<Column>> {
-    let iceberg = table.metadata().current_schema();
+    let iceberg = table.iceberg_schema();
     let declared = table.schema().fields().iter().filter(|f| f.name() != INGESTED_AT && f.name() != SEQUENCE);
     declared
         .map(|field| {

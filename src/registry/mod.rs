@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use moka::sync::Cache;
 
-pub(crate) use definition::{default_text, table_of};
+pub(crate) use definition::{default_text, object_of, table_of};
 
 use crate::error::Result;
 use crate::model::{FeatureGroup, TableName};

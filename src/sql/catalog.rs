@@ -4,7 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::catalog::{CatalogProvider, SchemaProvider, TableProvider};
+use datafusion::catalog::{CatalogProvider, MemTable, SchemaProvider, TableProvider};
 use datafusion::common::Result as DataFusionResult;
 use parking_lot::RwLock;
 
@@ -15,11 +15,13 @@ use super::temp::TempObjects;
 use crate::error::Result;
 use crate::ingest::Ingest;
 use crate::model::TableName;
-use crate::offline::{IcebergTable, OfflineStore};
+use crate::offline::{IcebergTable, OfflineStore, inspect};
 use crate::registry::{DEFAULT_SCHEMA, Listing, Object, Registry};
 
-/// Suffix of a feature group's history table.
+/// Suffix of a feature group's history table, and of a plain table's log of snapshots.
 const HISTORY: &str = "$history";
+const SNAPSHOTS: &str = "$snapshots";
+const FILES: &str = "$files";
 
 /// The catalog `fletching` of one session.
 #[derive(Debug)]
@@ -52,7 +54,7 @@ impl SessionCatalog {
         self.registry.object_in(&self.listing(), name).await
     }
 
-    /// The stored table of that name, `name$history` included.
+    /// The stored table of that name, or what is derived of one: `name$history`, `name$snapshots`, `name$files`.
     pub(super) async fn stored(&self, name: &TableName) -> Result<Option<Arc<dyn TableProvider>>> {
         let rows = |table| Arc::new(IcebergTable::current(Arc::clone(&self.offline), table));
         if let Some(object) = self.object(name).await? {
@@ -66,11 +68,20 @@ impl SessionCatalog {
                 }
             }));
         }
-        let Some(group) = name.name.strip_suffix(HISTORY) else { return Ok(None) };
-        match self.object(&TableName::new(&name.schema, group)).await? {
-            Some(Object::FeatureGroup(_, table)) => Ok(Some(rows(table))),
-            _ => Ok(None),
-        }
+        let Some((base, suffix)) = name.name.find('$').map(|at| name.name.split_at(at)) else {
+            return Ok(None);
+        };
+        let Some(object) = self.object(&TableName::new(&name.schema, base)).await? else { return Ok(None) };
+        let metadata = match (suffix, &object) {
+            (HISTORY, Object::FeatureGroup(_, table)) => return Ok(Some(rows(table.clone()))),
+            (HISTORY, Object::Table(table)) => inspect::history(table)?,
+            (SNAPSHOTS, Object::FeatureGroup(_, table) | Object::Table(table)) => inspect::snapshots(table)?,
+            (FILES, Object::FeatureGroup(_, table) | Object::Table(table)) => {
+                inspect::files(&self.offline, table).await?
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(Arc::new(MemTable::try_new(metadata.schema(), vec![vec![metadata]])?)))
     }
 }
 

@@ -21,6 +21,7 @@ use super::asof::{self, AsofExtensionPlanner};
 use super::catalog::{Catalog, SessionCatalog};
 use super::latest;
 use super::session::Session;
+use super::time_travel;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::exec::LookupPlanner;
@@ -145,6 +146,7 @@ impl Engine {
             }));
         let builder =
             latest::install(asof::install(builder), Arc::clone(&self.online), Arc::clone(&self.clock));
+        let builder = time_travel::install(builder, Arc::clone(&self.clock));
         SessionContext::new_with_state(builder.build())
     }
 }

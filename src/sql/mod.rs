@@ -15,6 +15,7 @@ mod session;
 mod statement;
 mod system;
 mod temp;
+mod time_travel;
 
 pub use bulk::{IfExists, IfNotExists, IngestTarget, TableEntry};
 pub use engine::Engine;

@@ -14,6 +14,7 @@ use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer, Tok
 
 use super::asof;
 use super::latest;
+use super::time_travel;
 use crate::error::{Error, Result};
 
 static DIALECT: GenericDialect = GenericDialect {};
@@ -45,7 +46,7 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
     let dialect: &dyn Dialect = &DIALECT;
     let mut tokens = Tokenizer::new(dialect, sql).tokenize_with_location().map_err(unreadable)?;
     number_placeholders(&mut tokens)?;
-    let tokens = asof::rewrite_tokens(tokens)?;
+    let tokens = asof::rewrite_tokens(time_travel::rewrite_tokens(tokens)?)?;
 
     let words = leading_words(&tokens);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -76,6 +77,7 @@ fn datafusion_statement(parser: Parser<'static>) -> Result<Statement> {
     datafusion.parser = parser;
     let mut statement = datafusion.parse_statement()?;
     end_of_statement(&mut datafusion.parser)?;
+    time_travel::rewrite_statement(&mut statement);
     asof::rewrite_statement(&mut statement);
     latest::rewrite_statement(&mut statement);
     Ok(Statement::DataFusion(Box::new(statement)))

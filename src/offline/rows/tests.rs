@@ -164,8 +164,8 @@ async fn only_the_pages_of_the_rows_are_fetched() {
     };
     let batch = batch(shape.rows, shape.distinct, shape.nulls);
     let file = open(file(&batch, &shape)).await;
-    let one = file.fetch(&[0, 1], &[310..311]).await.unwrap();
-    let all = file.fetch(&[0, 1], &[0..600]).await.unwrap();
+    let one = file.fetch(&[0, 1], std::slice::from_ref(&(310..311))).await.unwrap();
+    let all = file.fetch(&[0, 1], std::slice::from_ref(&(0..600))).await.unwrap();
     assert!(one.bytes() * 3 < all.bytes(), "{} of {}", one.bytes(), all.bytes());
     assert!(file.take(&one, Some(1), &[5], &DataType::Int64).is_err(), "its page was not fetched");
     let widened = file.take(&one, Some(2), &[], &DataType::Int64).unwrap();

@@ -262,3 +262,42 @@ async fn settings_out_of_bounds_are_refused() {
         assert_eq!(set.is_ok(), good, "{setting} = {value}: {set:?}");
     }
 }
+
+#[tokio::test]
+async fn every_snapshot_can_be_read_by_its_id() {
+    let dir = tempfile::tempdir().unwrap();
+    let session = engine(dir.path()).await.session();
+    session.update(GROUP, None).await.unwrap();
+    session.update("CREATE TABLE t AS SELECT 1 AS n", None).await.unwrap();
+    for n in 2..5 {
+        let insert = format!("INSERT INTO user_purchases VALUES ({n}, '2025-12-31', {n}, NULL)");
+        session.update(&insert, None).await.unwrap();
+        session.update(&format!("INSERT INTO t VALUES ({n})"), None).await.unwrap();
+    }
+    for (name, column) in
+        [("t", "n"), ("user_purchases", "user_id"), ("\"user_purchases$history\"", "user_id")]
+    {
+        let base = name.trim_matches('"').split('$').next().unwrap();
+        let snapshots = format!("SELECT snapshot_id FROM \"{base}$history\" ORDER BY made_current_at");
+        let snapshots = match base {
+            "t" => snapshots,
+            _ => format!("SELECT snapshot_id FROM \"{base}$snapshots\" ORDER BY summary['total-records']"),
+        };
+        let rows: Vec<RecordBatch> =
+            session.query(&snapshots, None).await.unwrap().try_collect().await.unwrap();
+        let ids: Vec<i64> = rows
+            .iter()
+            .flat_map(|b| {
+                b.column(0).as_primitive::<datafusion::arrow::datatypes::Int64Type>().values().to_vec()
+            })
+            .collect();
+        assert_eq!(ids.len(), if base == "t" { 4 } else { 3 });
+        for (at, id) in ids.iter().enumerate() {
+            let sql =
+                format!("SELECT count({column}) FROM {name} FOR VERSION AS OF {id} v WHERE v.{column} > 0");
+            assert!(table(&session, &sql).await.contains(&format!("| {} ", at + 1)), "{sql}");
+            let system = format!("SELECT count(*) FROM {name} FOR SYSTEM_VERSION AS OF {id}");
+            assert!(table(&session, &system).await.contains(&format!("| {} ", at + 1)), "{system}");
+        }
+    }
+}

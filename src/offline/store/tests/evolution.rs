@@ -5,7 +5,7 @@ use datafusion::arrow::array::{
 };
 use datafusion::arrow::datatypes::{DataType, Field};
 use datafusion::arrow::util::pretty::pretty_format_batches;
-use iceberg::spec::{Literal, NestedField, NestedFieldRef, PrimitiveType, StructType, Type};
+use iceberg::spec::{Literal, NestedField, NestedFieldRef, PrimitiveType, Schema, StructType, Type};
 
 use super::*;
 

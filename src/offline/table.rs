@@ -1,0 +1,148 @@
+//! An Iceberg table as one reader sees it: one version of its metadata, at one of its snapshots.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, SecondsFormat};
+use datafusion::arrow::datatypes::SchemaRef;
+use iceberg::spec::{DataFile, Schema, SchemaRef as IcebergSchemaRef, SnapshotRef, TableMetadataRef};
+
+use super::evolution::refuse_nested_renames;
+use super::order::TableOrder;
+use super::schema::arrow_schema;
+use crate::error::{Error, Result};
+use crate::model::TableName;
+
+/// An Iceberg table at one version of its metadata, and there at its current snapshot or at an older one.
+#[derive(Debug, Clone)]
+pub(crate) struct OfflineTable {
+    pub(super) name: TableName,
+    pub(super) location: Arc<str>,
+    pub(super) metadata: TableMetadataRef,
+    snapshot: Option<SnapshotRef>,
+    iceberg_schema: IcebergSchemaRef,
+    schema: SchemaRef,
+    order: Option<Arc<TableOrder>>,
+}
+
+impl OfflineTable {
+    /// The table at its current snapshot, under its current schema.
+    pub(super) fn new(name: TableName, location: &str, metadata: TableMetadataRef) -> Result<Self> {
+        refuse_nested_renames(&name, &metadata)?;
+        let (snapshot, schema) = (metadata.current_snapshot().cloned(), metadata.current_schema().clone());
+        Self::seen(name, location.into(), metadata, snapshot, schema)
+    }
+
+    fn seen(
+        name: TableName,
+        location: Arc<str>,
+        metadata: TableMetadataRef,
+        snapshot: Option<SnapshotRef>,
+        iceberg_schema: IcebergSchemaRef,
+    ) -> Result<Self> {
+        let schema = arrow_schema(&iceberg_schema)?;
+        let order = TableOrder::of(&metadata, &iceberg_schema, &schema).map(Arc::new);
+        Ok(Self { name, location, metadata, snapshot, iceberg_schema, schema, order })
+    }
+
+    /// The table as it was at one of its snapshots, under the schema of its day.
+    ///
+    /// # Errors
+    /// `NotFound` where the table has no such snapshot.
+    pub(crate) fn at_snapshot(&self, snapshot_id: i64) -> Result<Self> {
+        let snapshot = self.metadata.snapshot_by_id(snapshot_id).ok_or_else(|| {
+            Error::not_found(format!(
+                "table '{0}' has no snapshot {snapshot_id}: \"{1}$snapshots\" lists those it has",
+                self.name, self.name.name
+            ))
+        })?;
+        let schema = snapshot.schema(&self.metadata).map_err(|e| {
+            Error::corrupt(format!("snapshot {snapshot_id} of table '{}' has no schema", self.name))
+                .with_source(e)
+        })?;
+        let (location, metadata) = (Arc::clone(&self.location), Arc::clone(&self.metadata));
+        Self::seen(self.name.clone(), location, metadata, Some(Arc::clone(snapshot)), schema)
+    }
+
+    /// The table as it was at a time: at the snapshot that was current then.
+    ///
+    /// # Errors
+    /// `NotFound` where the table had no snapshot yet.
+    pub(crate) fn at_time(&self, time_us: i64) -> Result<Self> {
+        let time_ms = time_us.div_euclid(1000);
+        let history = self.metadata.history();
+        if let Some(then) = history.iter().rev().find(|entry| entry.timestamp_ms() <= time_ms) {
+            return self.at_snapshot(then.snapshot_id);
+        }
+        let since = match history.first() {
+            Some(first) => format!("its first is of {}", shown(first.timestamp_ms())),
+            None => "it is empty".to_owned(),
+        };
+        Err(Error::not_found(format!(
+            "table '{}' has no snapshot as of {}: {since}",
+            self.name,
+            shown(time_ms)
+        )))
+    }
+
+    pub(crate) fn name(&self) -> &TableName {
+        &self.name
+    }
+
+    pub(crate) fn metadata(&self) -> &TableMetadataRef {
+        &self.metadata
+    }
+
+    /// The snapshot whose rows it has; `None` where nothing was written yet.
+    pub(crate) fn snapshot(&self) -> Option<&SnapshotRef> {
+        self.snapshot.as_ref()
+    }
+
+    /// Columns as SQL sees them.
+    pub(crate) fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    /// Columns as Iceberg knows them, in the order of [`Self::schema`].
+    pub(crate) fn iceberg_schema(&self) -> &Schema {
+        &self.iceberg_schema
+    }
+
+    /// The columns that sorted files of this table are sorted by, ascending and NULLs first; see [`Self::is_sorted`].
+    pub(crate) fn sort_columns(&self) -> &[String] {
+        self.order.as_ref().map_or(&[], |order| &order.columns)
+    }
+
+    /// Whether the rows of `file` are in the order of [`Self::sort_columns`]: it was written so and stamped with it.
+    pub(crate) fn is_sorted(&self, file: &DataFile) -> bool {
+        self.order.as_ref().is_some_and(|order| order.is_kept_by(file))
+    }
+
+    /// Snapshots after `applied` up to the current one, or `None` where `applied` is not among its ancestors.
+    pub(crate) fn snapshots_since(&self, applied: i64) -> Option<Vec<i64>> {
+        let mut since = Vec::new();
+        for ancestor in self.ancestors() {
+            if ancestor == applied {
+                return Some(since);
+            }
+            since.push(ancestor);
+        }
+        None
+    }
+
+    /// The current snapshot, its parent, and so on, as far as they are kept.
+    pub(super) fn ancestors(&self) -> impl Iterator<Item = i64> {
+        let parent = |snapshot: &&SnapshotRef| self.metadata.snapshot_by_id(snapshot.parent_snapshot_id()?);
+        std::iter::successors(self.metadata.current_snapshot(), parent).map(|snapshot| snapshot.snapshot_id())
+    }
+
+    /// A property of the current snapshot's summary.
+    pub(crate) fn snapshot_property(&self, key: &str) -> Option<&str> {
+        let summary = self.metadata.current_snapshot()?.summary();
+        summary.additional_properties.get(key).map(String::as_str)
+    }
+}
+
+fn shown(time_ms: i64) -> String {
+    let time = DateTime::from_timestamp_millis(time_ms);
+    time.map_or_else(|| format!("{time_ms} ms"), |t| t.to_rfc3339_opts(SecondsFormat::Millis, true))
+}
