@@ -1,10 +1,10 @@
 //! Whether a join can run against sorted files, and if not, why.
 
 use datafusion::arrow::datatypes::{DataType, TimeUnit};
-use datafusion::common::{Column, JoinType, Result};
+use datafusion::common::{Column, DFSchema, ExprSchema, JoinType, Result};
 use datafusion::datasource::source_as_provider;
 use datafusion::execution::SessionState;
-use datafusion::logical_expr::{Expr, LogicalPlan};
+use datafusion::logical_expr::{Cast, Expr, LogicalPlan};
 use datafusion::physical_expr::PhysicalExprRef;
 use datafusion::physical_plan::ExecutionPlan;
 use std::sync::Arc;
@@ -72,7 +72,11 @@ async fn sorted(node: &AsofJoin, left: &Side<'_>) -> Result<Choice> {
         _ => None,
     };
     let time = or_partitioned!(column_of(&spec.right_time), "right time is computed");
-    let keys: Option<Vec<HistoryColumn>> = spec.on.iter().map(|(_, right)| column_of(right)).collect();
+    let key_of = |expr: &Expr| {
+        let (column, data_type) = under_casts(expr, right.schema())?;
+        Some(HistoryColumn { data_type, ..column_of(column)? })
+    };
+    let keys: Option<Vec<HistoryColumn>> = spec.on.iter().map(|(_, right)| key_of(right)).collect();
     let keys = or_partitioned!(keys, "a right key is computed");
     let order = or_partitioned!(
         key_order(&history, &keys, &time),
@@ -160,6 +164,31 @@ fn as_column(expr: &Expr) -> Option<&Column> {
         Expr::Column(column) => Some(column),
         Expr::Alias(alias) => as_column(&alias.expr),
         _ => None,
+    }
+}
+
+/// The column under the casts that type coercion adds to a key, where they leave keys as far apart and in the same
+/// order, and the type that they give it.
+fn under_casts<'a>(expr: &'a Expr, schema: &DFSchema) -> Option<(&'a Expr, DataType)> {
+    match expr {
+        Expr::Column(column) => Some((expr, schema.field_from_column(column).ok()?.data_type().clone())),
+        Expr::Cast(Cast { expr, data_type }) => {
+            let (column, from) = under_casts(expr, schema)?;
+            keeps_order(&from, data_type).then(|| (column, data_type.clone()))
+        }
+        _ => None,
+    }
+}
+
+fn keeps_order(from: &DataType, to: &DataType) -> bool {
+    use DataType as D;
+    match (from, to) {
+        (D::Dictionary(_, from), to) => keeps_order(from, to),
+        (from, D::Dictionary(_, to)) => keeps_order(from, to),
+        (D::Utf8 | D::LargeUtf8 | D::Utf8View, D::Utf8 | D::LargeUtf8 | D::Utf8View) => true,
+        (from, D::Int64) => matches!(from, D::Int8 | D::Int16 | D::Int32 | D::UInt8 | D::UInt16 | D::UInt32),
+        (from, D::Int32) => matches!(from, D::Int8 | D::Int16),
+        _ => false,
     }
 }
 

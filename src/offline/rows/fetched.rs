@@ -1,12 +1,12 @@
 //! Parts of a file in memory, which Parquet reads as if they were the file.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
-use object_store::ObjectStore;
-use object_store::path::Path;
 use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::reader::{ChunkReader, Length};
 
@@ -20,26 +20,29 @@ pub(crate) struct Fetched {
 }
 
 impl Fetched {
-    /// Reads `ranges`, in any order; neighbours are read at once.
-    pub(super) async fn read(
-        store: &Arc<dyn ObjectStore>,
-        path: &Path,
-        file_bytes: u64,
-        mut ranges: Vec<Range<u64>>,
-    ) -> Result<Self> {
+    /// Reads `ranges` of a local file, in any order; neighbours are read at once.
+    ///
+    /// The buffers are made here and only filled by the thread that may block: one that makes them there, and frees
+    /// them here, leaves every thread with memory of its own that no other can use.
+    pub(super) async fn read(path: &Path, file_bytes: u64, mut ranges: Vec<Range<u64>>) -> Result<Self> {
         ranges.sort_by_key(|range| range.start);
-        let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
+        let mut parts: Vec<(Range<u64>, Vec<u8>)> = Vec::new();
         for range in ranges {
-            match joined.last_mut() {
-                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-                _ => joined.push(range),
+            match parts.last_mut() {
+                Some((last, _)) if range.start <= last.end => last.end = last.end.max(range.end),
+                _ => parts.push((range, Vec::new())),
             }
         }
-        let bytes = store
-            .get_ranges(path, &joined)
-            .await
-            .map_err(|e| Error::unavailable(format!("cannot read data file '{path}'")).with_source(e))?;
-        let parts = joined.into_iter().map(|range| range.start).zip(bytes).collect();
+        for (range, buffer) in &mut parts {
+            buffer.reserve_exact((range.end - range.start) as usize);
+        }
+        let unreadable = |e: std::io::Error| {
+            Error::unavailable(format!("cannot read data file '{}'", path.display())).with_source(e)
+        };
+        let file = path.to_owned();
+        let filled = tokio::task::spawn_blocking(move || fill(&file, parts)).await;
+        let parts = filled.map_err(|e| unreadable(e.into()))?.map_err(unreadable)?;
+        let parts = parts.into_iter().map(|(range, buffer)| (range.start, Bytes::from(buffer))).collect();
         Ok(Self { file_bytes, parts })
     }
 
@@ -58,6 +61,15 @@ impl Fetched {
             _ => Err(ParquetError::General(format!("byte {start} of the file was not fetched"))),
         }
     }
+}
+
+fn fill(path: &Path, mut parts: Vec<(Range<u64>, Vec<u8>)>) -> std::io::Result<Vec<(Range<u64>, Vec<u8>)>> {
+    let mut file = File::open(path)?;
+    for (range, buffer) in &mut parts {
+        file.seek(SeekFrom::Start(range.start))?;
+        (&file).take(range.end - range.start).read_to_end(buffer)?;
+    }
+    Ok(parts)
 }
 
 impl Length for Fetched {

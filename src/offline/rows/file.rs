@@ -1,14 +1,16 @@
 //! One data file, read by row number.
 
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, RecordBatch, new_null_array};
 use datafusion::arrow::compute::{cast, concat};
 use datafusion::arrow::datatypes::{DataType, FieldRef, SchemaRef};
 use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
+use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnv;
-use object_store::{ObjectMeta, ObjectStore};
+use object_store::ObjectMeta;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::statistics::StatisticsConverter;
 use parquet::arrow::arrow_reader::{
@@ -25,14 +27,11 @@ use super::fetched::Fetched;
 use super::page::{Gather, is_random_access};
 use crate::error::{Error, Result};
 
-/// Ranges of fewer rows than this, on average, are left to Parquet's reader to select.
-const SELECTED_RUN_ROWS_MIN: usize = 256;
-
 /// An open data file: its footer and page index, cached with the runtime; its rows are numbered from 0.
 #[derive(Debug)]
 pub(crate) struct RowFile {
-    store: Arc<dyn ObjectStore>,
     object: ObjectMeta,
+    path: PathBuf,
     arrow: ArrowReaderMetadata,
     /// First row of each row group, and behind them the number of rows.
     starts: Vec<u32>,
@@ -52,11 +51,9 @@ impl RowFile {
     /// # Errors
     /// `Unavailable` where the file cannot be read, `Corrupt` where it is not Parquet, `Unsupported` where it has more
     /// than 4 billion rows.
-    pub(crate) async fn open(
-        runtime: &RuntimeEnv,
-        store: Arc<dyn ObjectStore>,
-        object: ObjectMeta,
-    ) -> Result<Self> {
+    pub(crate) async fn open(runtime: &RuntimeEnv, object: ObjectMeta) -> Result<Self> {
+        let store = runtime.object_store(ObjectStoreUrl::local_filesystem())?;
+        let path = Path::new("/").join(object.location.as_ref());
         let cache = runtime.cache_manager.get_file_metadata_cache();
         let metadata = DFParquetMetadata::new(store.as_ref(), &object)
             .with_file_metadata_cache(Some(cache))
@@ -72,7 +69,7 @@ impl RowFile {
         }
         let arrow = ArrowReaderMetadata::try_new(metadata, ArrowReaderOptions::new())
             .map_err(|e| Error::corrupt(format!("data file '{}'", object.location)).with_source(e))?;
-        Ok(Self { store, object, arrow, starts })
+        Ok(Self { object, path, arrow, starts })
     }
 
     fn metadata(&self) -> &ParquetMetaData {
@@ -174,7 +171,7 @@ impl RowFile {
                 }
             }
         }
-        Fetched::read(&self.store, &self.object.location, self.object.size, wanted).await
+        Fetched::read(&self.path, self.object.size, wanted).await
     }
 
     fn pages_of(&self, group: usize, leaf: usize, ranges: &[Range<u32>], wanted: &mut Vec<Range<u64>>) {
@@ -217,13 +214,9 @@ impl RowFile {
             selectors.push(RowSelector::skip((self.starts[group + 1] - self.starts[group] - at) as usize));
             groups.push(group);
         }
-        // Runs of rows are decoded as runs; single rows are decoded with what lies between, and filtered.
-        let policy = match selectors.len() * SELECTED_RUN_ROWS_MIN {
-            few if few <= ranges.iter().map(|range| range.len()).sum() => RowSelectionPolicy::Selectors,
-            _ => RowSelectionPolicy::default(),
-        };
+        // A mask would decode pages between those that were fetched.
         ParquetRecordBatchReaderBuilder::new_with_metadata(fetched.clone(), self.arrow.clone())
-            .with_row_selection_policy(policy)
+            .with_row_selection_policy(RowSelectionPolicy::Selectors)
             .with_projection(self.mask(columns))
             .with_row_groups(groups)
             .with_row_selection(RowSelection::from(selectors))

@@ -9,9 +9,8 @@ use datafusion::arrow::array::{
 use datafusion::arrow::compute::{concat_batches, take};
 use datafusion::arrow::datatypes::{DataType, Int32Type};
 use datafusion::execution::runtime_env::RuntimeEnv;
-use object_store::memory::InMemory;
+use object_store::ObjectStoreExt;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::{WriterProperties, WriterVersion};
@@ -102,17 +101,17 @@ fn file(batch: &RecordBatch, shape: &Shape) -> Vec<u8> {
     writer.into_inner().unwrap()
 }
 
-async fn open(bytes: Vec<u8>) -> RowFile {
-    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-    let path = Path::from("part.parquet");
-    store.put(&path, bytes.into()).await.unwrap();
-    let object = store.head(&path).await.unwrap();
-    RowFile::open(&RuntimeEnv::default(), store, object).await.unwrap()
+async fn open(bytes: Vec<u8>) -> (RowFile, tempfile::NamedTempFile) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    let store = object_store::local::LocalFileSystem::new();
+    let object = store.head(&Path::from_absolute_path(file.path()).unwrap()).await.unwrap();
+    (RowFile::open(&RuntimeEnv::default(), object).await.unwrap(), file)
 }
 
 async fn check(shape: Shape, picks: Vec<prop::sample::Index>) {
     let batch = batch(shape.rows, shape.distinct, shape.nulls);
-    let file = open(file(&batch, &shape)).await;
+    let (file, _on_disk) = open(file(&batch, &shape)).await;
     assert_eq!(file.rows() as usize, shape.rows);
     let mut rows: Vec<u32> = picks.iter().map(|pick| pick.index(shape.rows) as u32).collect();
     rows.sort_unstable();
@@ -163,7 +162,7 @@ async fn only_the_pages_of_the_rows_are_fetched() {
         group_rows: 300,
     };
     let batch = batch(shape.rows, shape.distinct, shape.nulls);
-    let file = open(file(&batch, &shape)).await;
+    let (file, _on_disk) = open(file(&batch, &shape)).await;
     let one = file.fetch(&[0, 1], std::slice::from_ref(&(310..311))).await.unwrap();
     let all = file.fetch(&[0, 1], std::slice::from_ref(&(0..600))).await.unwrap();
     assert!(one.bytes() * 3 < all.bytes(), "{} of {}", one.bytes(), all.bytes());

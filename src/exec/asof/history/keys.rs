@@ -42,6 +42,8 @@ impl KeyKind {
                     data_type,
                     D::Boolean
                         | D::Utf8
+                        | D::LargeUtf8
+                        | D::Utf8View
                         | D::Binary
                         | D::FixedSizeBinary(_)
                         | D::Decimal128(..)

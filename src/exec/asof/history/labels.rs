@@ -98,7 +98,7 @@ impl<K: Keys> Labels<K> {
                 known_us.extend(bounds.iter().map(|bound| Some(Right::latest_known_us(known_by, bound?))));
             }
         }
-        self.bytes += batch.get_array_memory_size();
+        self.bytes += slice_bytes(&batch);
         self.starts.push(start);
         self.batches.push(batch);
         Ok(())
@@ -140,6 +140,14 @@ impl<K: Keys> Labels<K> {
         let batches: Vec<&RecordBatch> = self.batches.iter().collect();
         Ok(interleave_record_batch(&batches, &indices)?.columns().to_vec())
     }
+}
+
+/// Bytes of a batch's own rows: batches may be slices that share their buffers.
+pub(super) fn slice_bytes(batch: &RecordBatch) -> usize {
+    let bytes = |column: &ArrayRef| {
+        column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size())
+    };
+    batch.columns().iter().map(bytes).sum()
 }
 
 /// Times and integers as the whole numbers that they are stored as.

@@ -9,7 +9,6 @@ use datafusion::common::{Result, resources_datafusion_err};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::TaskContext;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryLimit, MemoryReservation};
-use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::metrics::{Count, ExecutionPlanMetricsSet, MetricBuilder, Time};
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
@@ -17,7 +16,7 @@ use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 
 use super::keys::Keys;
-use super::labels::{LabelExprs, Labels, Range};
+use super::labels::{LabelExprs, Labels, Range, slice_bytes};
 use super::right::{HistoryColumn, Right};
 use crate::offline::RowFile;
 
@@ -29,6 +28,8 @@ const RANGE_LABELS_MIN: usize = 16 * 1024;
 const PASS_LABELS_MAX: usize = 1 << 31;
 /// Of a bounded memory, the part that the labels of a pass may take.
 const LABELS_SHARE: usize = 3;
+/// What is held of a label beside its columns.
+const LABEL_BYTES: usize = 24;
 /// How many files are opened at a time.
 const OPENING_MAX: usize = 8;
 
@@ -94,10 +95,9 @@ pub(super) struct OpenFile<K: Keys> {
 impl<K: Keys> OpenFile<K> {
     async fn open(context: &TaskContext, encoder: &K::Encoder, right: &Right, index: usize) -> Result<Self> {
         let runtime = context.runtime_env();
-        let store = runtime.object_store(ObjectStoreUrl::local_filesystem())?;
         let object = right.files[index].file.object.clone();
         let location = object.location.clone();
-        let rows = RowFile::open(&runtime, store, object).await?;
+        let rows = RowFile::open(&runtime, object).await?;
         let column = |column: &HistoryColumn| rows.column(column.id, &column.name);
         let needed = |wanted: &HistoryColumn| {
             column(wanted).ok_or_else(|| {
@@ -234,7 +234,7 @@ impl<K: Keys> Source<K> {
             if batch.num_rows() == 0 {
                 continue;
             }
-            let more = batch.get_array_memory_size() + batch.num_rows() * 24;
+            let more = slice_bytes(&batch) + batch.num_rows() * LABEL_BYTES;
             let wanted = labels.bytes() + more;
             let full = labels.len() + batch.num_rows() > PASS_LABELS_MAX || wanted > budget;
             if (full && labels.len() > 0) || reservation.try_resize(wanted).is_err() {

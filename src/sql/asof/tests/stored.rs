@@ -101,7 +101,7 @@ fn history(rows: usize, ingested_at: i64) -> RecordBatch {
     let at = |row: usize| row + ingested_at as usize * 1_000_003;
     let column = |f: &dyn Fn(usize) -> i64| Int64Array::from_iter_values((0..rows).map(f));
     let value =
-        |row: usize| (scattered(at(row), 5) > 0).then(|| scattered(at(row) * 3, 100_000) as f64 / 100.0);
+        |row: usize| (scattered(at(row), 5) > 0).then(|| scattered(at(row) * 3, 100_000) as f64 / 4.0);
     batch(vec![
         ("number", Arc::new(column(&|row| scattered(at(row), ENTITIES)))),
         (
@@ -146,7 +146,10 @@ async fn answer(
     labels: &RecordBatch,
     sql: &str,
 ) -> (String, String) {
-    let config = SessionConfig::new().with_target_partitions(2).with_batch_size(1024);
+    let config = SessionConfig::new()
+        .with_target_partitions(2)
+        .with_batch_size(1024)
+        .with_sort_spill_reservation_bytes(100_000);
     let builder = SessionStateBuilder::new()
         .with_config(config)
         .with_runtime_env(runtime)
