@@ -138,6 +138,21 @@ async fn names_are_taken_once_and_stale_views_conflict() {
 }
 
 #[tokio::test]
+async fn metadata_and_snapshots_have_the_stores_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    store.create(&spec("t"), None, &unbounded()).await.unwrap();
+    let empty = store.load(&spec("t").name).await.unwrap().unwrap();
+    let metadata = empty.metadata();
+    assert_eq!(metadata.last_updated_ms(), 1000);
+    assert_eq!(&updated_at(metadata, 1000).unwrap(), metadata.as_ref());
+    let (table, _) = store.append(&empty, rows([1]), HashMap::new(), &unbounded()).await.unwrap();
+    assert_eq!(table.snapshot().unwrap().timestamp_ms(), 1000);
+    assert_eq!(sum(&IcebergTable::current(Arc::clone(&store), table.at_time(1_000_000).unwrap())).await, 1);
+    assert_eq!(table.at_time(999_999).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
 async fn odd_names_stay_inside_the_warehouse() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;
