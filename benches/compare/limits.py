@@ -1,0 +1,135 @@
+"""What holds when it gets tight or long: little memory, a time to live, ten feature groups in one query.
+
+(a) the join at --size with little memory for queries; (b) a group with a TTL of 7 days over the same history, with all
+labels and with those of the last 10 days; (c) ten groups chained, against the sum of ten single joins.
+"""
+
+import argparse
+
+from data import FEATURES, FIRST_DAY, SIZES, Data
+from harness import (
+    DATA, JobFailed, check_same, fresh_server, median, point_in_time, publish, say, spread, table,
+)  # fmt: skip
+
+MEMORY = "512MB"
+TTL = "7 days"
+RECENT_DAYS = 10
+OPERATORS = ("Asof", "Sort", "DataSource", "Iceberg", "Spill")
+
+
+def timed(server, query, runs):
+    results = [server.run("fletching", query=query) for _ in range(runs)]
+    say(f"{median([r['seconds'] for r in results]):.2f} s, {median([r['server_mib'] for r in results]):.0f} MiB")
+    return results
+
+
+def row(name, results):
+    seconds = [r["seconds"] for r in results]
+    memory = median([r["server_mib"] for r in results])
+    matched = results[0]["rows"] - results[0]["nulls"]
+    return [name, f"{median(seconds):.2f}", spread(seconds), f"{memory:.0f}", results[0]["rows"], matched]
+
+
+HEADER = ["query", "median s", "min–max s", "server peak MiB", "rows", "with a match"]
+
+
+def plan(server, query):
+    """What EXPLAIN ANALYZE says of the join and the scans below it, long file lists cut."""
+    text = "\n".join(cells[-1] for cells in server.sql(f"EXPLAIN ANALYZE {query}"))
+    lines = [line.rstrip() for line in text.splitlines() if line.strip().startswith(OPERATORS)]
+    return "\n".join(line if len(line) < 1200 else line[:400] + " … " + line[-800:] for line in lines)
+
+
+def memory_and_ttl(options, data):
+    """(a) and (b)"""
+    with fresh_server("--memory-limit", MEMORY) as server:
+        server.load_group("history", data)
+        server.load_labels(data)
+        tight = timed(server, point_in_time(), options.runs)
+        tight_plan = plan(server, point_in_time())
+    with fresh_server() as server:
+        server.load_group("history", data)
+        server.load_group("fresh", data, ttl=TTL)
+        server.load_labels(data)
+        last = f"TIMESTAMP WITH TIME ZONE '{FIRST_DAY} 00:00:00+00:00' + INTERVAL '{data.size.days - RECENT_DAYS} days'"
+        server.sql(f"CREATE TABLE recent AS SELECT * FROM labels WHERE event_timestamp >= {last}")
+        wide = timed(server, point_in_time(), options.runs)
+        check_same({"with little memory": tight[0], "with enough": wide[0]})
+        queries = {
+            f"TTL {TTL}, all labels": point_in_time(group="fresh"),
+            f"no TTL, labels of the last {RECENT_DAYS} days": point_in_time(labels="recent"),
+            f"TTL {TTL}, labels of the last {RECENT_DAYS} days": point_in_time(labels="recent", group="fresh"),
+        }
+        rows = [row(name, timed(server, query, options.runs)) for name, query in queries.items()]
+        plans = [f"{name}:\n\n```text\n{plan(server, query)}\n```" for name, query in list(queries.items())[1:]]
+    memory = [
+        table(HEADER, [row("unlimited", wide), row(f"--memory-limit {MEMORY}", tight)]),
+        f"With {MEMORY}:\n\n```text\n{tight_plan}\n```",
+    ]
+    publish(f"Limits, memory, {data.name}: {data.size}", "\n\n".join(memory))
+    rows.insert(0, row("no TTL, all labels", wide))
+    publish(f"Limits, time to live, {data.name}: {data.size}", "\n\n".join([table(HEADER, rows), *plans]))
+
+
+def chained(options, data):
+    """(c): ten groups of one feature each."""
+    names = {feature: f"group_{number}" for number, feature in enumerate(FEATURES)}
+    with fresh_server() as server:
+        for feature, group in names.items():
+            server.load_group(group, data, features=[feature])
+        server.load_labels(data)
+        chain = chain_of(names)
+        together = timed(server, chain, options.runs)
+        singles = {}
+        for feature, group in names.items():
+            singles[feature] = timed_any(server, chain_of({feature: group}), options.runs)
+        server.load_group("history", data)
+        one = timed(server, point_in_time(), options.runs)
+    check_same({"ten chained groups": together[0], "one group of ten features": one[0]})
+    total = sum(median([r["seconds"] for r in results]) for results in singles.values())
+    peak = max(median([r["server_mib"] for r in results]) for results in singles.values())
+    seconds = median([r["seconds"] for r in together])
+    rows = [
+        ["ten groups chained", f"{seconds:.2f}", f"{median([r['server_mib'] for r in together]):.0f}"],
+        ["ten single joins, their sum and highest peak", f"{total:.2f}", f"{peak:.0f}"],
+        ["one group of all ten features", *row("", one)[1:4:2]],
+    ]
+    text = table(["query", "median s", "server peak MiB"], rows)
+    text += f"\n\nChained ÷ sum of singles: {seconds / total:.2f}."
+    publish(f"Limits, ten feature groups, {data.name}: {data.size}", text)
+
+
+def chain_of(names):
+    """Labels joined with each of these groups in turn, one feature from each."""
+    selected = ", ".join(["l.*", *(f"{group}.{feature}" for feature, group in names.items())])
+    joins = " ".join(
+        f"ASOF JOIN {group} MATCH_CONDITION (l.event_timestamp >= {group}.event_timestamp) "
+        f"ON l.user_id = {group}.user_id"
+        for group in names.values()
+    )
+    return f"SELECT {selected} FROM labels l {joins}"
+
+
+def timed_any(server, query, runs):
+    """A join that lacks the columns that sums are taken of."""
+    return [server.run("fletching_held", query=query) for _ in range(runs)]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", default="M", choices=[name for name in SIZES if SIZES[name].labels])
+    parser.add_argument("--chained-size", default="S", choices=[name for name in SIZES if SIZES[name].labels])
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--only", choices=["memory-and-ttl", "chained"])
+    options = parser.parse_args()
+    try:
+        if options.only != "chained":
+            memory_and_ttl(options, Data(DATA, options.size))
+        if options.only != "memory-and-ttl":
+            chained(options, Data(DATA, options.chained_size))
+    except JobFailed as error:
+        raise SystemExit(f"FAILED: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
