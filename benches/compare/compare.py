@@ -6,12 +6,13 @@ the result crosses the wire into the client; its memory is the server's. All mus
 """
 
 import argparse
+from pathlib import Path
 
 from data import SIZES, Data
 from harness import (
-    DATA, FEAST_PYTHON, JobFailed, Path, available, check, check_same, fresh_server,
-    median, point_in_time, publish, run, say, spread, table,
-)  # fmt: skip
+    DATA, FEAST_PYTHON, JobFailed, available, check, check_same, fresh_server, memory, point_in_time,
+    publish, run, say, spread, table, typical,
+)
 
 PEERS = ["polars", "duckdb", "chdb", "pandas", "feast"]
 ON_OUR_FILES = ["polars", "duckdb"]
@@ -28,48 +29,63 @@ def peers_for(options):
 
 
 def measure(options, data, server):
-    """Every run of everybody, by name; and what else was seen of Fletching."""
-    ours, history = server.files("history")[0], f"{data.path}/history/*.parquet"
+    """Every run of everybody, by name; Fletching's runs as a stream; and the peers that did not get through."""
+    arrived, ours = f"{data.path}/history/*.parquet", server.files("history")[0]
     peers = peers_for(options)
-    jobs = {peer: {"labels": data.labels, "history": history} for peer in peers}
-    jobs |= {f"{p}, Fletching's files": {"labels": data.labels, "history": ours} for p in peers if p in ON_OUR_FILES}
-    found = {}
+    histories = {peer: arrived for peer in peers}
+    histories |= {f"{peer}, Fletching's files": ours for peer in peers if peer in ON_OUR_FILES}
+    found, failed = {}, {}
     for turn in range(options.runs):
-        for name, arguments in jobs.items():
-            if name == "feast" and turn >= options.feast_runs:
+        for name, history in histories.items():
+            if name in failed or (name == "feast" and turn >= options.feast_runs):
                 continue
             python = {"python": FEAST_PYTHON} if name == "feast" else {}
-            note(found, name, run(name.split(",")[0], **python, **arguments))
+            try:
+                note(found, name, run(name.split(",")[0], **python, labels=data.labels, history=history))
+            except JobFailed as error:
+                say(str(error))
+                failed[name] = str(error).splitlines()[0]
         note(found, OURS, server.run(OURS, query=point_in_time()))
         check_same({name: results[-1] for name, results in found.items()})
     streamed = [server.run("fletching_streamed", query=point_in_time()) for _ in range(options.runs)]
     check(streamed[0]["rows"] == data.size.labels, f"{streamed[0]['rows']} rows were streamed")
-    return found, streamed
+    return found, streamed, failed
 
 
 def note(found, name, result):
     found.setdefault(name, []).append(result)
-    memory = result.get("server_mib", result["peak_mib"])
-    say(f"{name}: {result['seconds']:.2f} s, {memory:.0f} MiB")
+    say(f"{name}: {result['seconds']:.2f} s, {memory([result]):.0f} MiB")
 
 
-def report(found):
-    seconds = {name: median([r["seconds"] for r in results]) for name, results in found.items()}
-    peers = [name for name in seconds if name in PEERS]
-    best = min(peers, key=seconds.get) if peers else OURS
+def ratios(found):
+    """The table, and how Fletching does against the best of each kind."""
+    seconds = {name: typical(results) for name, results in found.items()}
+    on_arrival = [name for name in found if name in PEERS]
+    on_ours = [name for name in found if name not in PEERS and name != OURS]
+    best = min(on_arrival, key=seconds.get, default=OURS)
     rows = []
-    for name in [OURS, *sorted((n for n in seconds if n != OURS), key=lambda n: (n not in PEERS, seconds[n]))]:
-        memory = median([r.get("server_mib", r["peak_mib"]) for r in found[name]])
-        runs = [r["seconds"] for r in found[name]]
-        against = [f"{seconds[name] / seconds[OURS]:.2f}", f"{seconds[name] / seconds[best]:.2f}"]
-        rows.append([name, f"{seconds[name]:.2f}", spread(runs), f"{memory:.0f}", *against])
+    for name in [OURS, *sorted(on_arrival, key=seconds.get), *sorted(on_ours, key=seconds.get)]:
+        against = [f"{seconds[name] / seconds[other]:.2f}" for other in (OURS, best)]
+        rows.append([name, f"{seconds[name]:.2f}", spread(found[name]), f"{memory(found[name]):.0f}", *against])
     lines = [table(["engine", "median s", "min–max s", "peak MiB", "÷ Fletching", "÷ best peer"], rows), ""]
-    same_files = [name for name in seconds if name not in PEERS and name != OURS]
-    for what, names in (("in order of arrival", peers), ("on Fletching's files", same_files)):
+    for what, names in (("in order of arrival", on_arrival), ("on Fletching's files", on_ours)):
         if names:
             best = min(names, key=seconds.get)
-            lines.append(f"- Against the best peer {what} ({best.split(',')[0]}): {seconds[OURS] / seconds[best]:.2f} × its time.")
+            times = f"{seconds[OURS] / seconds[best]:.2f}"
+            lines.append(f"- Fletching takes {times} × the time of the best peer {what} ({best.split(',')[0]}).")
     return lines
+
+
+def remarks(options, found, streamed, load_seconds, files, size):
+    first, last = typical(streamed, "first_seconds"), typical(streamed)
+    held, passing = typical(found[OURS], "peak_mib"), typical(streamed, "peak_mib")
+    how = "as one stream" if options.commits == "one" else "a commit per file"
+    return [
+        f"- Read as a stream and dropped, the first batch comes after {first:.2f} s, the last after {last:.2f} s.",
+        f"- Its client peaks at {held:.0f} MiB with the whole table, at {passing:.0f} MiB streaming.",
+        f"- Its history was loaded through ADBC in {load_seconds:.1f} s, {how}: {files} files, {size / 1e6:.0f} MB.",
+        f"- {options.runs} runs; all agree: {found[OURS][0]['rows']} rows, {found[OURS][0]['nulls']} without a match.",
+    ]
 
 
 def main():
@@ -84,21 +100,10 @@ def main():
     with fresh_server() as server:
         load_seconds = server.load_group("history", data, commits=options.commits)
         server.load_labels(data)
-        try:
-            found, streamed = measure(options, data, server)
-        except JobFailed as error:
-            raise SystemExit(f"FAILED: {error}") from None
+        found, streamed, failed = measure(options, data, server)
         _, files, size = server.files("history")
-    lines = report(found)
-    client = median([r["peak_mib"] for r in found[OURS]])
-    lines += [
-        f"- Fletching's first batch arrives after {median([r['first_seconds'] for r in streamed]):.2f} s, the last of a "
-        f"stream that nobody keeps after {median([r['seconds'] for r in streamed]):.2f} s; its client peaks at "
-        f"{client:.0f} MiB with the table held, at {median([r['peak_mib'] for r in streamed]):.0f} MiB streaming.",
-        f"- History loaded through ADBC in {load_seconds:.1f} s ({'one stream' if options.commits == 'one' else 'a commit per day'}); "
-        f"{files} files, {size / 1e6:.0f} MB.",
-        f"- {options.runs} runs; all agree: {found[OURS][0]['rows']} rows, {found[OURS][0]['nulls']} without a match.",
-    ]
+    lines = ratios(found) + remarks(options, found, streamed, load_seconds, files, size)
+    lines += [f"- Did not get through: {message}." for message in failed.values()]
     publish(f"Point-in-time join, {options.size}: {data.size}", "\n".join(lines))
 
 

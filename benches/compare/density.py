@@ -4,8 +4,9 @@ import argparse
 
 from data import Data
 from harness import (
-    DATA, JobFailed, available, check, check_same, fresh_server, median, point_in_time, publish, run, say, spread, table,
-)  # fmt: skip
+    DATA, JobFailed, available, check, check_same, fresh_server, memory, point_in_time, publish, run, say, spread,
+    table, typical,
+)
 
 PEERS = ["polars", "duckdb"]
 OURS = "fletching"
@@ -19,12 +20,12 @@ def joins(labels, dense, options):
         server.load_labels(labels)
         _, files, size = server.files("history")
         ours = [server.run(OURS, query=point_in_time()) for _ in range(options.runs)]
-    say(f"{dense.name}: fletching {median([r['seconds'] for r in ours]):.2f} s")
+    say(f"{dense.name}: fletching {typical(ours):.2f} s")
     found = {OURS: ours}
     for peer in [peer for peer in options.peers if available(peer)]:
         try:
             found[peer] = [run(peer, labels=labels.labels, history=arrived) for _ in range(options.runs)]
-            say(f"{dense.name}: {peer} {median([r['seconds'] for r in found[peer]]):.2f} s")
+            say(f"{dense.name}: {peer} {typical(found[peer]):.2f} s")
         except JobFailed as error:
             say(f"{dense.name}: {error}")
     check_same({name: results[0] for name, results in found.items()})
@@ -34,9 +35,7 @@ def joins(labels, dense, options):
 def cells(results):
     if results is None:
         return ["–"] * 3
-    memory = median([r.get("server_mib", r["peak_mib"]) for r in results])
-    seconds = [r["seconds"] for r in results]
-    return [f"{median(seconds):.2f}", spread(seconds), f"{memory:.0f}"]
+    return [f"{typical(results):.2f}", spread(results), f"{memory(results):.0f}"]
 
 
 def main():
@@ -46,15 +45,10 @@ def main():
     parser.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
     options = parser.parse_args()
     once, tenfold = Data(DATA, options.size), Data(DATA, options.size + "10")
-    try:
-        (thin, thin_store), (dense, dense_store) = (joins(once, data, options) for data in (once, tenfold))
-    except JobFailed as error:
-        raise SystemExit(f"FAILED: {error}") from None
+    (thin, thin_store), (dense, dense_store) = (joins(once, data, options) for data in (once, tenfold))
     rows = []
     for name, results in thin.items():
-        ratio = "–"
-        if name in dense:
-            ratio = f"{median([r['seconds'] for r in dense[name]]) / median([r['seconds'] for r in results]):.2f}"
+        ratio = f"{typical(dense[name]) / typical(results):.2f}" if name in dense else "–"
         rows.append([name, *cells(results), *cells(dense.get(name)), ratio])
     header = ["engine", "1× median s", "min–max s", "peak MiB", "10× median s", "min–max s", "peak MiB", "10× ÷ 1×"]
     growth = dense_store["bytes"] / thin_store["bytes"]
@@ -66,7 +60,7 @@ def main():
         )
     lines.append(f"- History on disk grows {growth:.1f}-fold.")
     check(growth > 5, "ten times the rows must take more room")
-    publish(f"Density, {options.size}: the labels of {once.size}; against it and ten times its events", "\n".join(lines))
+    publish(f"Density, {options.size}: {once.size}, and ten times the events of each", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -32,8 +33,8 @@ SUM_TOLERANCE = 1e-9
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
-class JobFailed(Exception):
-    pass
+class JobFailed(SystemExit):
+    """Ends the benchmark with its message, unless somebody catches it."""
 
 
 def say(text):
@@ -155,12 +156,19 @@ def same_sum(a, b):
     return a == b or (a is not None and b is not None and math.isclose(a, b, rel_tol=SUM_TOLERANCE))
 
 
-def median(values):
-    return statistics.median(values)
+def typical(results, key="seconds"):
+    """The median over the runs."""
+    return statistics.median(result[key] for result in results)
 
 
-def spread(values):
+def spread(results, key="seconds"):
+    values = [result[key] for result in results]
     return f"{min(values):.2f}–{max(values):.2f}"
+
+
+def memory(results):
+    """Median of the peak memory where the work was done: in the server, where there is one."""
+    return typical(results, "server_mib" if "server_mib" in results[0] else "peak_mib")
 
 
 def table(header, rows):
@@ -168,11 +176,12 @@ def table(header, rows):
     widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
 
     def line(cells):
-        padded = [str(c).rjust(w) if i else str(c).ljust(w) for i, (c, w) in enumerate(zip(cells, widths))]
-        return "| " + " | ".join(padded) + " |"
+        first, *others = (str(cell) for cell in cells)
+        others = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        return f"| {' | '.join([first.ljust(widths[0]), *others])} |"
 
-    rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
-    return "\n".join([line(header), rule, *map(line, rows)])
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([line(header), line(rule), *map(line, rows)])
 
 
 def environment():
@@ -181,8 +190,11 @@ def environment():
     binary = subprocess.run([support.BINARY, "--version"], capture_output=True, text=True, timeout=60, check=True)
     packages = ["duckdb", "polars", "pandas", "chdb", "pyarrow", "adbc-driver-flightsql"]
     versions = ", ".join(f"{name} {version(name)}" for name in packages if available(name))
+    if Path(FEAST_PYTHON).exists():
+        pinned = (HERE / "requirements-feast.txt").read_text()
+        versions += ", feast " + re.search(r"^feast.*==(.*)$", pinned, re.MULTILINE)[1]
     machine = f"{os.cpu_count()} CPUs, {memory:.0f} GiB"
-    return f"{date.today()}, {machine}; {binary.stdout.strip()}; {versions}"
+    return f"{date.today()}; {machine}; {binary.stdout.strip()}; {versions}."
 
 
 def publish(title, text):

@@ -9,6 +9,7 @@ import sys
 import time
 from glob import glob
 from pathlib import Path
+from statistics import median
 
 from data import COLUMNS, FEATURES
 
@@ -270,7 +271,7 @@ def filters(run, queries, times):
             table = run(query)
             seconds.append(time.perf_counter() - started)
         spend = pc.sum(table.column("total_spend_lifetime")).as_py()
-        found[name] = {"seconds": seconds[1:], "rows": table.num_rows, "spend": spend}
+        found[name] = {"median_ms": median(seconds[1:]) * 1000, "rows": table.num_rows, "spend": spend}
     return found
 
 
@@ -295,7 +296,7 @@ def filters_duckdb(queries, times):
 JOBS = [
     duckdb, polars, pandas, chdb, feast, fletching, fletching_held, fletching_streamed,
     run_sql, load, scan_adbc, scan_flight, scan_duckdb, filters_fletching, filters_duckdb,
-]  # fmt: skip
+]
 
 
 def main():

@@ -38,8 +38,8 @@ def bench(tmp_path_factory):
 
 def rows_of(text):
     """The tables' rows by their first column."""
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-    return {first: rest for first, *rest in cells}
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    return {first.strip(): [cell.strip() for cell in rest] for first, *rest in lines}
 
 
 def test_compare(bench):
