@@ -54,6 +54,8 @@ RUNS ?= 3
 export BENCH_DATA
 export BENCH_FEAST_PYTHON = $(abspath $(BENCH_VENV)-feast)/bin/python
 BENCH = $(BENCH_VENV)/bin/python benches/compare
+# What was measured; of a binary that is given nobody knows.
+bench-%: export BENCH_COMMIT = $(if $(GIVEN),,$(shell git describe --always --dirty))
 bench-%: export FLETCHING = $(or $(GIVEN),$(CARGO_TARGET_DIR)/release/fletching)
 
 bench-compare: SIZE ?= S

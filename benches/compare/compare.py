@@ -21,7 +21,9 @@ OURS = "fletching"
 
 def peers_for(options):
     """Those that are installed, and at M those that can."""
-    wanted = options.peers or [p for p in PEERS if options.size != "M" or p not in ("pandas", "feast")]
+    wanted = [peer for peer in PEERS if options.size != "M" or peer not in ("pandas", "feast")]
+    if options.peers is not None:
+        wanted = options.peers
     missing = [p for p in wanted if not (Path(FEAST_PYTHON).exists() if p == "feast" else available(p))]
     if missing:
         say(f"not installed, left out: {', '.join(missing)}")
@@ -62,10 +64,10 @@ def ratios(found):
     seconds = {name: typical(results) for name, results in found.items()}
     on_arrival = [name for name in found if name in PEERS]
     on_ours = [name for name in found if name not in PEERS and name != OURS]
-    best = min(on_arrival, key=seconds.get, default=OURS)
+    best = min(on_arrival, key=seconds.get, default=None)
     rows = []
     for name in [OURS, *sorted(on_arrival, key=seconds.get), *sorted(on_ours, key=seconds.get)]:
-        against = [f"{seconds[name] / seconds[other]:.2f}" for other in (OURS, best)]
+        against = [f"{seconds[name] / seconds[other]:.2f}" if other else "–" for other in (OURS, best)]
         rows.append([name, f"{seconds[name]:.2f}", spread(found[name]), f"{memory(found[name]):.0f}", *against])
     lines = [table(["engine", "median s", "min–max s", "peak MiB", "÷ Fletching", "÷ best peer"], rows), ""]
     for what, names in (("in order of arrival", on_arrival), ("on Fletching's files", on_ours)):
@@ -79,12 +81,15 @@ def ratios(found):
 def remarks(options, found, streamed, load_seconds, files, size):
     first, last = typical(streamed, "first_seconds"), typical(streamed)
     held, passing = typical(found[OURS], "peak_mib"), typical(streamed, "peak_mib")
+    before = typical(found[OURS], "server_before_mib")
+    agree = "all agree" if len(found) > 1 else "compared with nobody"
     how = "as one stream" if options.commits == "one" else "a commit per file"
     return [
         f"- Read as a stream and dropped, the first batch comes after {first:.2f} s, the last after {last:.2f} s.",
+        f"- Before each query its server held {before:.0f} MiB, which its peak includes.",
         f"- Its client peaks at {held:.0f} MiB with the whole table, at {passing:.0f} MiB streaming.",
         f"- Its history was loaded through ADBC in {load_seconds:.1f} s, {how}: {files} files, {size / 1e6:.0f} MB.",
-        f"- {options.runs} runs; all agree: {found[OURS][0]['rows']} rows, {found[OURS][0]['nulls']} without a match.",
+        f"- {options.runs} runs; {agree}: {found[OURS][0]['rows']} rows, {found[OURS][0]['nulls']} without a match.",
     ]
 
 
@@ -93,7 +98,7 @@ def main():
     parser.add_argument("--size", default="S", choices=[name for name in SIZES if SIZES[name].labels])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--feast-runs", type=int, default=1, help="it takes long")
-    parser.add_argument("--peers", nargs="*", choices=PEERS, help="those that are installed, unless told")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, help="those that are installed, unless told; may be none")
     parser.add_argument("--commits", default="per file", choices=["per file", "one"], help="how history is ingested")
     options = parser.parse_args()
     data = Data(DATA, options.size)

@@ -29,7 +29,8 @@ def joins(labels, dense, options):
         except JobFailed as error:
             say(f"{dense.name}: {error}")
     check_same({name: results[0] for name, results in found.items()})
-    return found, {"load_seconds": load_seconds, "files": files, "bytes": size}
+    before = typical(ours, "server_before_mib")
+    return found, {"load_seconds": load_seconds, "files": files, "bytes": size, "before": before}
 
 
 def cells(results):
@@ -56,7 +57,8 @@ def main():
     for times, store in (("1×", thin_store), ("10×", dense_store)):
         lines.append(
             f"- {times}: {store['bytes'] / 1e6:.0f} MB of history in {store['files']} files, "
-            f"loaded through ADBC in {store['load_seconds']:.1f} s."
+            f"loaded through ADBC in {store['load_seconds']:.1f} s; "
+            f"before each query the server held {store['before']:.0f} MiB, which its peak includes."
         )
     lines.append(f"- History on disk grows {growth:.1f}-fold.")
     check(growth > 5, "ten times the rows must take more room")

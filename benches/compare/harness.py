@@ -1,5 +1,6 @@
 """What the benchmarks share: jobs in processes of their own, a measured server, tables of results."""
 
+import hashlib
 import json
 import math
 import os
@@ -71,14 +72,18 @@ class Server(support.Server):
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(key)) / 1024
 
     def run(self, job, **arguments):
-        """A job that talks to this server, with the server's peak while it ran."""
+        """A job that talks to this server, with the server's peak while it ran, and what it held before.
+
+        The peak cannot fall below the latter: memory that loading or an earlier query left with the allocator counts.
+        """
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+        before = self.status_mib("VmRSS")
         try:
             result = run(job, url=self.url, **arguments)
         except JobFailed as error:
             log = "".join(self.log.read_text().splitlines(keepends=True)[-10:])
             raise JobFailed(f"{error}\nthe server's last words:\n{log}") from None
-        return result | {"server_mib": self.status_mib("VmHWM")}
+        return result | {"server_mib": self.status_mib("VmHWM"), "server_before_mib": before}
 
     def sql(self, *statements):
         """The rows of the last statement, values as text."""
@@ -184,17 +189,27 @@ def table(header, rows):
     return "\n".join([line(header), line(rule), *map(line, rows)])
 
 
+def measured_binary():
+    """Its version, and its commit; or a digest, where it was given and so nobody knows what it was built from."""
+    command = [support.BINARY, "--version"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+    commit = os.environ.get("BENCH_COMMIT")
+    if commit:
+        return f"{shown} at {commit}"
+    with open(support.BINARY, "rb") as binary:
+        return f"{shown}, a given binary, sha256 {hashlib.file_digest(binary, 'sha256').hexdigest()[:12]}"
+
+
 def environment():
     """What the figures depend on, in one line."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    binary = subprocess.run([support.BINARY, "--version"], capture_output=True, text=True, timeout=60, check=True)
     packages = ["duckdb", "polars", "pandas", "chdb", "pyarrow", "adbc-driver-flightsql"]
     versions = ", ".join(f"{name} {version(name)}" for name in packages if available(name))
     if Path(FEAST_PYTHON).exists():
         pinned = (HERE / "requirements-feast.txt").read_text()
         versions += ", feast " + re.search(r"^feast.*==(.*)$", pinned, re.MULTILINE)[1]
     machine = f"{os.cpu_count()} CPUs, {memory:.0f} GiB"
-    return f"{date.today()}; {machine}; {binary.stdout.strip()}; {versions}."
+    return f"{date.today()}; {machine}; {measured_binary()}; {versions}."
 
 
 def publish(title, text):
