@@ -61,6 +61,9 @@ def main():
             f"before each query the server held {store['before']:.0f} MiB, which its peak includes."
         )
     lines.append(f"- History on disk grows {growth:.1f}-fold.")
+    for name, found in (("1×", thin), ("10×", dense)):
+        others = [peer for peer in found if peer != OURS]
+        lines.append(f"- {name}: the same was found by {', '.join(others) or 'nobody else, as nobody else was asked'}.")
     check(growth > 5, "ten times the rows must take more room")
     publish(f"Density, {options.size}: {once.size}, and ten times the events of each", "\n".join(lines))
 

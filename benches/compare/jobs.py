@@ -55,6 +55,24 @@ def duckdb(labels, history):
     return joined(started, result.to_arrow_table())
 
 
+def duckdb_sums(labels, history, since=None, ttl_days=None):
+    """Not measured: what labels from `since` on must find, when rows older than `ttl_days` do not count."""
+    import duckdb
+
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'UTC'")
+    found = "f.user_id IS NOT NULL"
+    if ttl_days:
+        found = f"coalesce(f.event_timestamp >= l.event_timestamp - INTERVAL {ttl_days} DAY, false)"
+    recent = f"WHERE event_timestamp >= TIMESTAMPTZ '{since}'" if since else ""
+    row = connection.execute(
+        "SELECT count(*), sum(l.label_id), sum(f.total_spend_lifetime) FILTER (WHERE " + found + "), "
+        f"count(*) FILTER (WHERE NOT {found}) FROM (SELECT * FROM read_parquet('{labels}') {recent}) l "
+        f"ASOF LEFT JOIN read_parquet('{history}', hive_partitioning = false) f {JOIN}"
+    ).fetchone()
+    return dict(zip(["rows", "label_ids", "spend", "nulls"], row, strict=True))
+
+
 def polars(labels, history):
     import polars as pl
 
@@ -294,7 +312,7 @@ def filters_duckdb(queries, times):
 
 
 JOBS = [
-    duckdb, polars, pandas, chdb, feast, fletching, fletching_held, fletching_streamed,
+    duckdb, duckdb_sums, polars, pandas, chdb, feast, fletching, fletching_held, fletching_streamed,
     run_sql, load, scan_adbc, scan_flight, scan_duckdb, filters_fletching, filters_duckdb,
 ]
 
