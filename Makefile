@@ -1,4 +1,4 @@
-# The two commands of the project: `make quickstart` and `make test`. Both start from a fresh clone.
+# `make quickstart`, `make test` and the benchmarks; all start from a fresh clone.
 
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
@@ -9,10 +9,13 @@ export CARGO_TARGET_DIR
 
 PYTHON ?= python3
 VENV := .venv
+# The benchmarks measure this binary instead of building one: `make bench-compare FLETCHING=path`.
+GIVEN := $(FLETCHING)
 FLETCHING := $(CARGO_TARGET_DIR)/debug/fletching
 export FLETCHING
 
 .PHONY: help test quickstart build fmt lint format-check test-rust test-clients redis clean
+.PHONY: bench-compare bench-density bench-scan bench-limits bench-ready
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -44,8 +47,38 @@ test-rust: redis ## clippy, unit and integration tests; leaves the binary
 test-clients: redis $(VENV)/.ready | test-rust ## the stock drivers against the built binary
 	$(VENV)/bin/python -m pytest tests/clients
 
-clean: ## the Python environment and the quickstart's data; `cargo clean` does the rest
-	rm -rf $(VENV) data/quickstart
+# benches/compare: figures for RESULTS.md, on a quiet machine. SIZE=S or M, RUNS=3, BENCH_DATA=directory for the data.
+BENCH_VENV ?= .venv-bench
+BENCH_DATA ?= $(CURDIR)/data/bench
+RUNS ?= 3
+export BENCH_DATA
+export BENCH_FEAST_PYTHON = $(abspath $(BENCH_VENV)-feast)/bin/python
+BENCH = $(BENCH_VENV)/bin/python benches/compare
+# What was measured; of a binary that is given nobody knows.
+bench-%: export BENCH_COMMIT = $(if $(GIVEN),,$(shell git describe --always --dirty))
+bench-%: export FLETCHING = $(or $(GIVEN),$(CARGO_TARGET_DIR)/release/fletching)
+
+bench-compare: SIZE ?= S
+bench-compare: bench-ready ## point-in-time join against Polars, DuckDB, chDB, pandas and Feast; SIZE=S|M RUNS=3
+	$(BENCH)/compare.py --size $(SIZE) --runs $(RUNS)
+
+bench-density: SIZE ?= S
+bench-density: bench-ready ## the same labels against ten times the events per entity
+	$(BENCH)/density.py --size $(SIZE) --runs $(RUNS)
+
+bench-scan: SIZE ?= S
+bench-scan: bench-ready ## SELECT * over the wire, and selective filters, against DuckDB
+	$(BENCH)/scan.py --size $(SIZE) --runs $(RUNS)
+
+bench-limits: SIZE ?= M
+bench-limits: bench-ready ## little memory, a TTL, ten chained feature groups
+	$(BENCH)/limits.py --size $(SIZE) --runs $(RUNS)
+
+bench-ready: $(BENCH_VENV)/.ready $(BENCH_VENV)-feast/.ready
+	$(if $(GIVEN),,cargo build --locked --release)
+
+clean: ## the Python environments and the data of quickstart and benchmarks; `cargo clean` does the rest
+	rm -rf $(VENV) .venv-bench .venv-bench-feast data/quickstart data/bench
 
 # Debian and Ubuntu; elsewhere install redis-server yourself.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -55,7 +88,10 @@ redis:
 	@command -v redis-server >/dev/null || { $(SUDO) $(APT) update; $(SUDO) $(APT) install -y --no-install-recommends redis-server; }
 
 $(VENV)/.ready: tests/clients/requirements.txt
+$(BENCH_VENV)/.ready: benches/compare/requirements.txt
+$(BENCH_VENV)-feast/.ready: benches/compare/requirements-feast.txt
+%/.ready:
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { $(SUDO) $(APT) update; $(SUDO) $(APT) install -y python3-venv; }
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+	$(PYTHON) -m venv $*
+	$*/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
