@@ -9,7 +9,7 @@ use datafusion::physical_expr::PhysicalExprRef;
 use datafusion::physical_plan::ExecutionPlan;
 use std::sync::Arc;
 
-use super::history::{HistoryColumn, KeyKind, KnownBy, LabelExprs, Output, Right, SortedFile};
+use super::history::{HistoryColumn, KeyKind, KnownBy, LabelExprs, Origin, Output, Right, SortedFile};
 use super::node::AsofJoin;
 use super::planner::absent_value;
 use super::spec::{AsofSpec, KnownAt};
@@ -99,7 +99,13 @@ async fn sorted(node: &AsofJoin, left: &Side<'_>) -> Result<Choice> {
         .into_iter()
         .map(|index| {
             let absent = absent_value(spec, right.schema(), index)?;
-            Ok(Output { column: scanned.columns[index].clone(), absent })
+            let column = scanned.columns[index].clone();
+            let origin = match keys.iter().position(|key| key.id == column.id) {
+                Some(key) => Origin::Key(key),
+                None if column.id == time.id => Origin::Time,
+                None => Origin::File,
+            };
+            Ok(Output { origin, column, absent })
         })
         .collect::<Result<Vec<_>>>()?;
     let description =

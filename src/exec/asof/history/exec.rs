@@ -1,6 +1,7 @@
 //! The physical plan of ASOF joins against sorted files.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -8,12 +9,14 @@ use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::common::stats::Precision;
 use datafusion::common::{Result, Statistics, internal_err};
 use datafusion::execution::TaskContext;
+use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_expr::{EquivalenceProperties, Partitioning, PhysicalExprRef};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
 use datafusion::physical_plan::metrics::{
     BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet, RecordOutput,
 };
+use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, SendableRecordBatchStream,
@@ -34,6 +37,10 @@ pub(in crate::exec::asof) struct AsofHistoryExec {
     exprs: Arc<LabelExprs>,
     kind: KeyKind,
     rights: Vec<Arc<Right>>,
+    /// Label columns that are put out.
+    label_columns: Arc<[usize]>,
+    /// For each column its place among the label columns and, behind them, the outputs of each right side.
+    order: Arc<[usize]>,
     schema: SchemaRef,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
@@ -62,17 +69,67 @@ impl AsofHistoryExec {
             EmissionType::Incremental,
             Boundedness::Bounded,
         );
-        let metrics = ExecutionPlanMetricsSet::new();
+        let label_columns: Arc<[usize]> = (0..left.schema().fields().len()).collect();
+        let order = (0..schema.fields().len()).collect();
         Self {
             left,
             exprs,
             kind,
             rights,
+            label_columns,
+            order,
             schema,
             properties: Arc::new(properties),
-            metrics,
+            metrics: ExecutionPlanMetricsSet::new(),
             source: Mutex::new(None),
         }
+    }
+
+    /// The same join, to run anew.
+    fn fresh(&self) -> Self {
+        Self {
+            left: Arc::clone(&self.left),
+            exprs: Arc::clone(&self.exprs),
+            kind: self.kind,
+            rights: self.rights.clone(),
+            label_columns: Arc::clone(&self.label_columns),
+            order: Arc::clone(&self.order),
+            schema: Arc::clone(&self.schema),
+            properties: Arc::clone(&self.properties),
+            metrics: ExecutionPlanMetricsSet::new(),
+            source: Mutex::new(None),
+        }
+    }
+
+    /// The same join with `columns` of its own alone; `schema` has them. What is not needed is neither read nor kept.
+    fn projected(&self, columns: &[usize], schema: SchemaRef) -> Self {
+        let needed: BTreeSet<usize> = columns.iter().map(|column| self.order[*column]).collect();
+        let labels = self.label_columns.len();
+        let label_columns: Arc<[usize]> = needed
+            .iter()
+            .take_while(|place| **place < labels)
+            .map(|place| self.label_columns[*place])
+            .collect();
+        let mut start = labels;
+        let rights = { self.rights.iter() }
+            .map(|right| {
+                let places = start..start + right.outputs.len();
+                start = places.end;
+                let outputs = { right.outputs.iter().zip(places) }
+                    .filter(|(_, place)| needed.contains(place))
+                    .map(|(output, _)| output.clone())
+                    .collect();
+                Arc::new(Right { outputs, ..Right::clone(right) })
+            })
+            .collect();
+        let order = columns.iter().map(|column| needed.range(..self.order[*column]).count()).collect();
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(Arc::clone(&schema)),
+            self.properties.partitioning.clone(),
+            EmissionType::Incremental,
+            Boundedness::Bounded,
+        );
+        Self { rights, label_columns, order, schema, properties: Arc::new(properties), ..self.fresh() }
     }
 
     /// The same join with one more right side, whose columns follow; `schema` has them.
@@ -97,8 +154,8 @@ impl AsofHistoryExec {
     fn start<K: Keys>(&self, context: &Arc<TaskContext>) -> Result<Arc<Source<K>>> {
         let files = self.rights.iter().map(|right| right.files.len()).sum();
         let metrics = Metrics::new(&self.metrics, files);
-        let source =
-            Source::start(&self.left, Arc::clone(&self.exprs), self.rights.clone(), metrics, context)?;
+        let (exprs, columns) = (Arc::clone(&self.exprs), Arc::clone(&self.label_columns));
+        let source = Source::start(&self.left, exprs, self.rights.clone(), columns, metrics, context)?;
         Ok(Arc::new(source))
     }
 
@@ -112,6 +169,7 @@ impl AsofHistoryExec {
             source,
             joined: None,
             schema: Arc::clone(&self.schema),
+            order: Arc::clone(&self.order),
             rows: context.session_config().batch_size(),
             context,
             baseline: BaselineMetrics::new(&self.metrics, partition),
@@ -127,6 +185,7 @@ struct Run<K: Keys> {
     source: Arc<Source<K>>,
     joined: Option<Joined<K>>,
     schema: SchemaRef,
+    order: Arc<[usize]>,
     rows: usize,
     context: Arc<TaskContext>,
     baseline: BaselineMetrics,
@@ -137,7 +196,7 @@ impl<K: Keys> Run<K> {
         loop {
             if let Some(joined) = &mut self.joined {
                 let _timer = self.source.metrics.output_time.timer();
-                if let Some(batch) = joined.next(&self.schema, self.rows)? {
+                if let Some(batch) = joined.next(&self.schema, &self.order, self.rows)? {
                     return Ok(Some(batch.record_output(&self.baseline)));
                 }
                 self.joined = None;
@@ -195,9 +254,17 @@ impl ExecutionPlan for AsofHistoryExec {
         let (Some(left), 0) = (children.pop(), children.len()) else {
             return internal_err!("an ASOF join against sorted files has one input");
         };
-        let (exprs, schema) = (Arc::clone(&self.exprs), Arc::clone(&self.schema));
-        let partitions = self.properties.partitioning.partition_count();
-        Ok(Arc::new(Self::new(left, exprs, self.kind, self.rights.clone(), schema, partitions)))
+        Ok(Arc::new(Self { left, ..self.fresh() }))
+    }
+
+    fn try_swapping_with_projection(
+        &self,
+        projection: &ProjectionExec,
+    ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        let columns: Option<Vec<usize>> = { projection.expr().iter() }
+            .map(|expr| expr.expr.as_any().downcast_ref::<Column>().map(Column::index))
+            .collect();
+        Ok(columns.map(|columns| Arc::new(self.projected(&columns, projection.schema())) as _))
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {

@@ -2,8 +2,9 @@
 
 use std::cmp::Ordering;
 use std::fmt::Debug;
+use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, ArrayRef, AsArray};
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, Int64Array};
 use datafusion::arrow::compute::{SortOptions, cast};
 use datafusion::arrow::datatypes::{DataType, Int64Type};
 use datafusion::arrow::row::{RowConverter, Rows, SortField};
@@ -87,6 +88,9 @@ pub(super) trait Keys: Sized + Send + Sync + Debug + 'static {
     /// `rows` by key, then time, then row, with their keys and times.
     fn sorted(&self, encoder: &Self::Encoder, times: &[i64], rows: Vec<u32>) -> Sorted<Self>;
 
+    /// The key columns of `rows`, of a type that casts to the key's own.
+    fn columns(&self, encoder: &Self::Encoder, rows: &[u32]) -> Result<Vec<ArrayRef>>;
+
     /// Bounds of the first key column; `None` where unknown.
     fn bounds(encoder: &Self::Encoder, values: &ArrayRef) -> Result<Vec<Option<Self::Bound>>>;
     /// How the first column of `key` compares to a bound.
@@ -144,6 +148,10 @@ impl Keys for Integers {
         rows.extend(sorted.iter().map(|(_, _, row)| *row));
         let keys = Self(sorted.iter().map(|(key, _, _)| *key).collect());
         Sorted { rows, keys, times: sorted.iter().map(|(_, time, _)| *time).collect() }
+    }
+
+    fn columns(&self, _encoder: &(), rows: &[u32]) -> Result<Vec<ArrayRef>> {
+        Ok(vec![Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| self.0[*row as usize])))])
     }
 
     fn bounds(_encoder: &(), values: &ArrayRef) -> Result<Vec<Option<i64>>> {
@@ -209,6 +217,10 @@ impl Keys for Encoded {
         rows.iter().for_each(|row| keys.push(self.0.row(*row as usize)));
         let times = rows.iter().map(|row| times[*row as usize]).collect();
         Sorted { rows, keys: Self(keys), times }
+    }
+
+    fn columns(&self, encoder: &RowEncoder, rows: &[u32]) -> Result<Vec<ArrayRef>> {
+        Ok(encoder.keys.convert_rows(rows.iter().map(|row| self.0.row(*row as usize)))?)
     }
 
     fn bounds(encoder: &RowEncoder, values: &ArrayRef) -> Result<Vec<Option<Box<[u8]>>>> {

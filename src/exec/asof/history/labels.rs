@@ -71,14 +71,14 @@ impl<K: Keys> Labels<K> {
 
     pub(super) fn push(
         &mut self,
-        batch: RecordBatch,
+        batch: &RecordBatch,
         exprs: &LabelExprs,
         encoder: &K::Encoder,
         rights: &[std::sync::Arc<Right>],
     ) -> Result<()> {
         let (start, rows) = (self.len() as u32, batch.num_rows());
         let evaluate =
-            |expr: &PhysicalExprRef| -> Result<ArrayRef> { expr.evaluate(&batch)?.into_array(rows) };
+            |expr: &PhysicalExprRef| -> Result<ArrayRef> { expr.evaluate(batch)?.into_array(rows) };
         let keys = exprs.keys.iter().map(evaluate).collect::<Result<Vec<_>>>()?;
         let time = evaluate(&exprs.time)?;
         let nulls = keys.iter().fold(NullBuffer::union(time.nulls(), None), |nulls, key| {
@@ -98,10 +98,14 @@ impl<K: Keys> Labels<K> {
                 known_us.extend(bounds.iter().map(|bound| Some(Right::latest_known_us(known_by, bound?))));
             }
         }
-        self.bytes += slice_bytes(&batch);
         self.starts.push(start);
-        self.batches.push(batch);
         Ok(())
+    }
+
+    /// The columns to put out of the batch that was pushed.
+    pub(super) fn keep(&mut self, columns: RecordBatch) {
+        self.bytes += slice_bytes(&columns);
+        self.batches.push(columns);
     }
 
     /// Splits the labels into about `count` ranges by (key, time); each is still to be sorted.
@@ -130,6 +134,9 @@ impl<K: Keys> Labels<K> {
 
     /// The label columns of `rows`, in that order.
     pub(super) fn columns(&self, rows: &[u32]) -> Result<Vec<ArrayRef>> {
+        if self.batches.first().is_none_or(|batch| batch.num_columns() == 0) {
+            return Ok(Vec::new());
+        }
         let indices: Vec<(usize, usize)> = rows
             .iter()
             .map(|row| {

@@ -28,4 +28,4 @@ mod source;
 pub(super) use exec::AsofHistoryExec;
 pub(super) use keys::KeyKind;
 pub(super) use labels::LabelExprs;
-pub(super) use right::{HistoryColumn, KnownBy, Output, Right, SortedFile};
+pub(super) use right::{HistoryColumn, KnownBy, Origin, Output, Right, SortedFile};

@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, UInt32Array};
+use datafusion::arrow::array::{
+    Array, ArrayRef, AsArray, Int64Array, RecordBatch, RecordBatchOptions, UInt32Array,
+};
 use datafusion::arrow::compute::{cast, concat, take};
 use datafusion::arrow::datatypes::{DataType, Int64Type, SchemaRef};
-use datafusion::common::Result;
+use datafusion::common::{Result, internal_datafusion_err};
 use datafusion::execution::TaskContext;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 
 use super::keys::{Keys, Sorted};
 use super::labels::Range;
-use super::right::{Right, SortedFile};
+use super::right::{Origin, Right, SortedFile};
 use super::search::{self, Choice, Rows, Sought};
 use super::source::{OpenFile, Pass, Source, in_order};
 use crate::error::Error;
@@ -85,8 +87,14 @@ fn drop_unmatched(rows: &mut Vec<u32>, sides: &mut [Side], inner: &[bool]) {
 }
 
 impl<K: Keys> Joined<K> {
-    /// The next batch of at most `rows` rows, or `None` at the end.
-    pub(super) fn next(&mut self, schema: &SchemaRef, rows: usize) -> Result<Option<RecordBatch>> {
+    /// The next batch of at most `rows` rows, or `None` at the end. `order` says which of the label columns and, behind
+    /// them, the outputs of each side comes where.
+    pub(super) fn next(
+        &mut self,
+        schema: &SchemaRef,
+        order: &[usize],
+        rows: usize,
+    ) -> Result<Option<RecordBatch>> {
         let end = self.rows.len().min(self.next + rows);
         if self.next == end {
             self.reservation.free();
@@ -104,6 +112,7 @@ impl<K: Keys> Joined<K> {
             }
         }
         self.next = end;
+        let columns = order.iter().map(|column| Arc::clone(&columns[*column])).collect();
         let options = RecordBatchOptions::new().with_row_count(Some(slice.len()));
         Ok(Some(RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)?))
     }
@@ -255,14 +264,15 @@ impl<'a, K: Keys> Lookup<'a, K> {
                 by_file[choice.file as usize].push((label as u32, choice.row));
             }
         }
-        drop(choices);
         let mut gathered = 0_u32;
         for (file, labels) in self.files.iter().zip(&by_file) {
             let mut rows: Vec<u32> = Vec::with_capacity(labels.len());
+            let mut picked: Vec<u32> = Vec::with_capacity(labels.len());
             for (label, row) in labels {
                 // Both sides are sorted alike, so the rows of a file never decrease.
                 if rows.last() != Some(row) {
                     rows.push(*row);
+                    picked.push(*label);
                 }
                 index[*label as usize] = gathered + rows.len() as u32 - 1;
             }
@@ -272,6 +282,7 @@ impl<'a, K: Keys> Lookup<'a, K> {
             }
             gathered += rows.len() as u32;
             self.gather_file(file, &rows, &mut parts, reservation).await?;
+            self.gather_known(&picked, &choices, &mut parts)?;
         }
         self.source.metrics.rows_gathered.add(gathered as usize);
         let _timer = self.source.metrics.gather_time.timer();
@@ -308,10 +319,35 @@ impl<'a, K: Keys> Lookup<'a, K> {
         let fetched = file.rows.fetch(&columns, &ranges).await?;
         metrics.bytes_read.add(fetched.bytes());
         let _timer = metrics.gather_time.timer();
-        for ((output, column), parts) in self.right.outputs.iter().zip(&file.outputs).zip(parts) {
+        let outputs = self.right.outputs.iter().zip(&file.outputs).zip(parts);
+        for ((output, column), parts) in outputs.filter(|((output, _), _)| output.origin == Origin::File) {
             let taken = file.rows.take(&fetched, *column, rows, &output.column.data_type)?;
             reservation.try_grow(taken.get_array_memory_size())?;
             parts.push(taken);
+        }
+        Ok(())
+    }
+
+    /// The outputs that the search has found already, for labels that chose different rows.
+    fn gather_known(&self, picked: &[u32], choices: &[Choice], parts: &mut [Vec<ArrayRef>]) -> Result<()> {
+        let _timer = self.source.metrics.gather_time.timer();
+        let wants_keys = self.right.outputs.iter().any(|output| matches!(output.origin, Origin::Key(_)));
+        let keys = match wants_keys {
+            true => self.labels.keys.columns(&self.source.encoder, picked)?,
+            false => Vec::new(),
+        };
+        for (output, parts) in self.right.outputs.iter().zip(parts) {
+            let known: ArrayRef = match output.origin {
+                Origin::File => continue,
+                Origin::Time => {
+                    let times = picked.iter().map(|label| choices[*label as usize].time);
+                    Arc::new(Int64Array::from_iter_values(times))
+                }
+                Origin::Key(key) => {
+                    Arc::clone(keys.get(key).ok_or_else(|| internal_datafusion_err!("a key was lost"))?)
+                }
+            };
+            parts.push(cast(&known, &output.column.data_type)?);
         }
         Ok(())
     }

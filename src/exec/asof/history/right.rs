@@ -18,9 +18,21 @@ pub(in crate::exec::asof) struct HistoryColumn {
     pub(in crate::exec::asof) data_type: DataType,
 }
 
+/// Where the values of an output come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::exec::asof) enum Origin {
+    /// The key column of this place in the sort order: what the label has, too.
+    Key(usize),
+    /// The event time, known since the search.
+    Time,
+    /// The file.
+    File,
+}
+
 /// A column that the join puts out, and what stands in where no row matches.
 #[derive(Debug, Clone)]
 pub(in crate::exec::asof) struct Output {
+    pub(in crate::exec::asof) origin: Origin,
     pub(in crate::exec::asof) column: HistoryColumn,
     pub(in crate::exec::asof) absent: ScalarValue,
 }
@@ -38,7 +50,7 @@ pub(in crate::exec::asof) struct SortedFile {
 }
 
 /// As-known-at: a row is visible where it was learnt no later than the bound.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(in crate::exec::asof) struct KnownBy {
     /// An instant, over the left side.
     pub(in crate::exec::asof) bound: PhysicalExprRef,
@@ -49,7 +61,7 @@ pub(in crate::exec::asof) struct KnownBy {
 }
 
 /// One right side.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(in crate::exec::asof) struct Right {
     /// From the nearest in time: the latest first when looking back, the earliest first when looking forward.
     pub(in crate::exec::asof) files: Arc<[SortedFile]>,

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use super::keys::Keys;
 use super::labels::{LabelExprs, Labels, Range, slice_bytes};
-use super::right::{HistoryColumn, Right};
+use super::right::{HistoryColumn, Origin, Output, Right};
 use crate::offline::RowFile;
 
 /// A range puts out at most about this much, so that a few of them fit into memory at a time.
@@ -87,6 +87,7 @@ pub(super) struct OpenFile<K: Keys> {
     /// The key columns, in the sort order, and the time.
     pub(super) keys: Vec<usize>,
     pub(super) time: usize,
+    /// Of outputs that come from the file; `None` for others and where the file lacks the column.
     pub(super) outputs: Vec<Option<usize>>,
     pub(super) pages: Pages<K::Bound>,
     was_read: AtomicBool,
@@ -110,7 +111,10 @@ impl<K: Keys> OpenFile<K> {
         let of_key = |values: &ArrayRef| K::bounds(encoder, &cast(values, &right.keys[0].data_type)?);
         let pages = Pages { min: of_key(&bounds.min)?, max: of_key(&bounds.max)?, rows: bounds.rows };
         let time = needed(&right.time)?;
-        let outputs = right.outputs.iter().map(|output| column(&output.column)).collect();
+        let from_file = |output: &&Output| output.origin == Origin::File;
+        let outputs = { right.outputs.iter() }
+            .map(|o| Some(o).filter(from_file).and_then(|o| column(&o.column)))
+            .collect();
         Ok(Self { rows, keys, time, outputs, pages, was_read: AtomicBool::new(false) })
     }
 
@@ -133,6 +137,8 @@ pub(super) struct Pass<K> {
 pub(super) struct Source<K: Keys> {
     pub(super) exprs: Arc<LabelExprs>,
     pub(super) rights: Vec<Arc<Right>>,
+    /// Label columns that are put out.
+    label_columns: Arc<[usize]>,
     pub(super) encoder: K::Encoder,
     pub(super) metrics: Metrics,
     partitions: usize,
@@ -159,6 +165,7 @@ impl<K: Keys> Source<K> {
         left: &Arc<dyn ExecutionPlan>,
         exprs: Arc<LabelExprs>,
         rights: Vec<Arc<Right>>,
+        label_columns: Arc<[usize]>,
         metrics: Metrics,
         context: &Arc<TaskContext>,
     ) -> Result<Self> {
@@ -172,6 +179,7 @@ impl<K: Keys> Source<K> {
             encoder: K::encoder(&exprs.key_types)?,
             exprs,
             rights,
+            label_columns,
             metrics,
             partitions,
             state: tokio::sync::Mutex::new(state),
@@ -246,7 +254,8 @@ impl<K: Keys> Source<K> {
                 state.waiting = Some(batch);
                 break;
             }
-            labels.push(batch, &self.exprs, &self.encoder, &self.rights)?;
+            labels.push(&batch, &self.exprs, &self.encoder, &self.rights)?;
+            labels.keep(batch.project(&self.label_columns)?);
         }
         drop(timer);
         if labels.len() == 0 {
