@@ -17,7 +17,7 @@ use datafusion::datasource::physical_plan::{
 };
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::logical_expr::utils::conjunction;
-use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
+use datafusion::logical_expr::{BinaryExpr, Expr, Operator, TableProviderFilterPushDown};
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr};
 use datafusion::physical_optimizer::pruning::PruningPredicate;
@@ -105,6 +105,26 @@ impl IcebergTable {
         Ok(partitioned.with_statistics(Arc::new(statistics)))
     }
 
+    /// Whether a filter names the keys it wants. The few rows of a key lie side by side, so decoding the other columns
+    /// for those rows alone pays; for rows that are scattered over every page, decoding all and filtering is faster.
+    fn looks_up(&self, filters: &[Expr]) -> bool {
+        let Some(key) = self.table.sort_columns().first() else { return false };
+        let is_key = |expr: &Expr| matches!(expr, Expr::Column(column) if column.name == *key);
+        fn names(expr: &Expr, is_key: &impl Fn(&Expr) -> bool) -> bool {
+            match expr {
+                Expr::BinaryExpr(BinaryExpr { left, op: Operator::Eq, right }) => {
+                    is_key(left) || is_key(right)
+                }
+                Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => {
+                    names(left, is_key) && names(right, is_key)
+                }
+                Expr::InList(list) => !list.negated && is_key(&list.expr),
+                _ => false,
+            }
+        }
+        filters.iter().any(|filter| names(filter, &is_key))
+    }
+
     /// The order of the rows of a sorted file.
     fn ordering(&self) -> Option<LexOrdering> {
         let ascending = SortOptions { descending: false, nulls_first: true };
@@ -185,7 +205,7 @@ impl TableProvider for IcebergTable {
         // FilterExec above hands down its predicate: as it is planned, and again where a join narrows it as it runs.
         let source = ParquetSource::new(Arc::clone(&self.schema))
             .with_table_parquet_options(state.table_options().parquet.clone())
-            .with_pushdown_filters(false)
+            .with_pushdown_filters(self.looks_up(filters))
             .with_parquet_file_reader_factory(Arc::new(readers));
         count_pruned(source.metrics(), live_count - files.len());
         let columns = ByFieldId::new(self.table.iceberg_schema(), &self.schema);

@@ -36,6 +36,9 @@ pub(crate) const CATALOG: &str = "fletching";
 /// How many of the largest consumers an out-of-memory error names.
 const CONSUMERS_NAMED: std::num::NonZeroUsize = std::num::NonZeroUsize::new(3).expect("3 is not 0");
 
+/// Scans of at least this much are spread over all cores.
+const FILE_SHARED_BYTES_MIN: usize = 1 << 20;
+
 /// What an [`Engine`] is made of.
 #[derive(Debug)]
 pub(crate) struct EngineParts {
@@ -135,6 +138,8 @@ impl Engine {
         // One string type everywhere: what is stored, computed and sent.
         options.sql_parser.map_string_types_to_utf8view = false;
         options.execution.parquet.schema_force_view_types = false;
+        // A file of a few MB keeps one core busy for longer than it takes to share it.
+        options.optimizer.repartition_file_min_size = FILE_SHARED_BYTES_MIN;
         // TIMESTAMP WITH TIME ZONE is an instant, shown in UTC.
         options.execution.time_zone = Some("UTC".to_owned());
         let builder = SessionStateBuilder::new()

@@ -13,7 +13,7 @@ use parquet::schema::types::ColumnPath;
 use crate::error::{Error, Result};
 use crate::offline::order::TableOrder;
 
-const ROW_GROUP_ROWS_MAX: usize = 256 * 1024;
+const ROW_GROUP_ROWS_MAX: usize = 128 * 1024;
 const PAGE_ROWS_MAX: usize = 10_000;
 /// Whoever reads one row of a column reads its dictionary.
 const DICTIONARY_BYTES_MAX: usize = 256 * 1024;
