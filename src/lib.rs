@@ -27,6 +27,13 @@ mod server;
 pub mod shell;
 mod sql;
 
+/// Pure algorithms over plain slices, for the benchmarks; no part of the interface.
+#[doc(hidden)]
+pub mod kernels {
+    pub use crate::exec::asof::kernels::{merge_sorted, search_sorted_file, sort_labels};
+    pub use crate::offline::packed_values_at;
+}
+
 pub use config::{
     CatalogSetting, Cli, Command, Given, Limits, LogFormat, OnlineSetting, OutputFormat, ServeArgs, Settings,
     SqlArgs,

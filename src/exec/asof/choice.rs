@@ -63,7 +63,7 @@ pub(super) async fn choose(node: &AsofJoin, left: &Side<'_>, state: &SessionStat
 
 async fn sorted(node: &AsofJoin, left: &Side<'_>) -> Result<Choice> {
     let (spec, right) = (node.spec(), node.right());
-    let scanned = or_partitioned!(scanned(right), "right side is more than one table's rows");
+    let scanned = or_partitioned!(scanned(right), "right side is not just a feature group");
     let history = or_partitioned!(scanned.table.history().await?, "right side is not in sorted files");
     let column_of = |expr: &Expr| match expr {
         Expr::Column(column) => {

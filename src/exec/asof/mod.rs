@@ -4,6 +4,7 @@ mod choice;
 mod exec;
 mod gather;
 mod history;
+pub(crate) mod kernels;
 mod merge;
 mod node;
 mod options;

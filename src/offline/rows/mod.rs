@@ -18,3 +18,13 @@ mod runs;
 mod tests;
 
 pub(crate) use file::RowFile;
+
+/// The values at `positions` (ascending) of runs of `width` bits, for benchmarks outside the crate.
+///
+/// # Errors
+/// `Corrupt` where the runs end before the last position.
+pub fn packed_values_at(runs: &[u8], width: u8, positions: &[u32]) -> crate::error::Result<Vec<u32>> {
+    let mut values = Vec::with_capacity(positions.len());
+    runs::Runs::new(runs, width)?.values_at(positions, &mut values)?;
+    Ok(values)
+}

@@ -149,7 +149,7 @@ async fn pages_are_small_and_keys_packed() {
     let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Required);
     let footer = ArrowReaderMetadata::load(&open, options).unwrap();
     let groups = footer.metadata().row_groups();
-    assert_eq!(groups.iter().map(|g| g.num_rows()).collect::<Vec<_>>(), [262_144, 37_856]);
+    assert_eq!(groups.iter().map(|g| g.num_rows()).collect::<Vec<_>>(), [131_072, 131_072, 37_856]);
     let offsets = footer.metadata().offset_index().unwrap();
     assert!(footer.metadata().column_index().is_some());
     for (group, columns) in groups.iter().zip(offsets) {

@@ -188,7 +188,7 @@ async fn a_point_in_time_join_over_stored_tables() {
         "DEFAULT: {rows}"
     );
     let explained = table(&session, &format!("EXPLAIN {join}")).await;
-    assert!(explained.contains("AsofJoinExec") && explained.contains("ttl"), "{explained}");
+    assert!(explained.contains("AsofHistoryExec") && explained.contains("ttl"), "{explained}");
 }
 
 #[tokio::test]

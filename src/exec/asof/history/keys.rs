@@ -62,14 +62,14 @@ impl KeyKind {
 
 /// Rows in the order of (key, time).
 #[derive(Debug)]
-pub(super) struct Sorted<K> {
-    pub(super) rows: Vec<u32>,
-    pub(super) keys: K,
-    pub(super) times: Vec<i64>,
+pub(in crate::exec::asof) struct Sorted<K> {
+    pub(in crate::exec::asof) rows: Vec<u32>,
+    pub(in crate::exec::asof) keys: K,
+    pub(in crate::exec::asof) times: Vec<i64>,
 }
 
 /// Keys of many rows, one after the other.
-pub(super) trait Keys: Sized + Send + Sync + Debug + 'static {
+pub(in crate::exec::asof) trait Keys: Sized + Send + Sync + Debug + 'static {
     type Key<'a>: Copy + Ord + Debug + Send + Sync;
     /// A bound of the first key column.
     type Bound: Debug + Send + Sync;
@@ -99,7 +99,13 @@ pub(super) trait Keys: Sized + Send + Sync + Debug + 'static {
 
 /// Keys that are integers.
 #[derive(Debug)]
-pub(super) struct Integers(Vec<i64>);
+pub(in crate::exec::asof) struct Integers(Vec<i64>);
+
+impl From<Vec<i64>> for Integers {
+    fn from(keys: Vec<i64>) -> Self {
+        Self(keys)
+    }
+}
 
 fn integers(column: &ArrayRef) -> Result<ArrayRef> {
     Ok(match column.data_type() {

@@ -26,6 +26,7 @@ mod search;
 mod source;
 
 pub(super) use exec::AsofHistoryExec;
-pub(super) use keys::KeyKind;
+pub(super) use keys::{Integers, KeyKind, Keys};
 pub(super) use labels::LabelExprs;
 pub(super) use right::{HistoryColumn, KnownBy, Origin, Output, Right, SortedFile};
+pub(super) use search::{Choice, Rows, Sought, Window, search};

@@ -19,9 +19,9 @@ use super::keys::Keys;
 /// Which times may match a label's: from one bound to the other, both included, in the unit of the event time.
 /// Looking back, `near` is the greatest time and `far` the least; looking forward the other way round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Window {
-    pub(super) near: i64,
-    pub(super) far: i64,
+pub(in crate::exec::asof) struct Window {
+    pub(in crate::exec::asof) near: i64,
+    pub(in crate::exec::asof) far: i64,
 }
 
 impl Window {
@@ -39,14 +39,14 @@ impl Window {
 
 /// The row chosen for a label so far.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Choice {
-    pub(super) time: i64,
-    pub(super) file: u32,
-    pub(super) row: u32,
+pub(in crate::exec::asof) struct Choice {
+    pub(in crate::exec::asof) time: i64,
+    pub(in crate::exec::asof) file: u32,
+    pub(in crate::exec::asof) row: u32,
 }
 
 impl Choice {
-    pub(super) const NONE: Self = Self { time: 0, file: u32::MAX, row: 0 };
+    pub(in crate::exec::asof) const NONE: Self = Self { time: 0, file: u32::MAX, row: 0 };
 
     pub(super) fn is_none(self) -> bool {
         self.file == u32::MAX
@@ -56,24 +56,24 @@ impl Choice {
 /// A label that is looked up, with all that the search reads of it in one place: lists of labels are walked file after
 /// file, and jumping to what lies elsewhere would cost more than the search.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Sought<Key> {
-    pub(super) key: Key,
-    pub(super) window: Window,
+pub(in crate::exec::asof) struct Sought<Key> {
+    pub(in crate::exec::asof) key: Key,
+    pub(in crate::exec::asof) window: Window,
     /// Latest ingestion, in µs since 1970, that the label may see.
-    pub(super) known_us: i64,
-    pub(super) label: u32,
-    pub(super) choice: Choice,
+    pub(in crate::exec::asof) known_us: i64,
+    pub(in crate::exec::asof) label: u32,
+    pub(in crate::exec::asof) choice: Choice,
 }
 
 /// Rows of one file in the order of (key, time); rows of equal key and time in the order of ingestion.
-pub(super) struct Rows<'a, K> {
-    pub(super) keys: &'a K,
-    pub(super) times: &'a [i64],
+pub(in crate::exec::asof) struct Rows<'a, K> {
+    pub(in crate::exec::asof) keys: &'a K,
+    pub(in crate::exec::asof) times: &'a [i64],
 }
 
 /// Calls `found` with each label that has a row, and the row. Labels ascend by (key, near bound); those that are not
 /// `wanted` are passed over.
-pub(super) fn search<'a, K: Keys>(
+pub(in crate::exec::asof) fn search<'a, K: Keys>(
     labels: &mut [Sought<K::Key<'a>>],
     rows: &Rows<'_, K>,
     backward: bool,

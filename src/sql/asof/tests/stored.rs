@@ -299,12 +299,12 @@ async fn why_a_strategy_was_not_taken_is_said() {
         (
             "(SELECT * FROM f WHERE value > 1) r",
             "l.number = r.number",
-            "right side is more than one table's rows",
+            "right side is not just a feature group",
         ),
         (
             "(SELECT number + 1 AS number, ts, value FROM f) r",
             "l.number = r.number",
-            "right side is more than one table's rows",
+            "right side is not just a feature group",
         ),
         ("f r", "CAST(l.number AS VARCHAR) = r.word", "keys and time are not those that files are sorted by"),
     ];
