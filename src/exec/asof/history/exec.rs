@@ -216,7 +216,8 @@ impl DisplayAs for AsofHistoryExec {
         }
         for (index, right) in self.rights.iter().enumerate() {
             let separator = if index == 0 { "" } else { "; " };
-            write!(f, "{separator}{}", right.description)?;
+            let columns: Vec<&str> = right.outputs.iter().map(|output| output.column.name.as_str()).collect();
+            write!(f, "{separator}{}, columns=[{}]", right.description, columns.join(", "))?;
         }
         Ok(())
     }
