@@ -1,4 +1,4 @@
-//! A table's data files as the ASOF join reads them: each in the table's sort order, with what its manifest says of it.
+//! A table's data files as the ASOF join reads them, with what the manifests say of each.
 
 use iceberg::spec::{DataFile, Datum, PrimitiveLiteral};
 use object_store::ObjectMeta;
@@ -6,28 +6,32 @@ use object_store::ObjectMeta;
 use super::scan::IcebergTable;
 use crate::error::Result;
 
-/// The files of a snapshot, every one of them in the table's sort order.
+/// The files of a snapshot.
 #[derive(Debug)]
 pub(crate) struct History {
-    /// Columns of the sort order, all ascending with NULLs first.
+    /// Columns of the table's sort order, all ascending with NULLs first; none where it has no order.
     pub(crate) order: Vec<String>,
     pub(crate) files: Vec<HistoryFile>,
 }
 
-/// One sorted data file.
+/// One data file.
 #[derive(Debug, Clone)]
 pub(crate) struct HistoryFile {
     pub(crate) object: ObjectMeta,
+    /// Whether its rows are in the table's order.
+    pub(crate) is_sorted: bool,
     data: DataFile,
 }
 
 impl HistoryFile {
-    /// Least and greatest value of a column of integers or instants, in the column's unit; `None` where the manifest
-    /// does not say or where the column holds NULLs.
+    /// Whether a column holds NULLs, as far as the manifest tells.
+    pub(crate) fn has_nulls(&self, field_id: i32) -> bool {
+        self.data.null_value_counts().get(&field_id).is_some_and(|nulls| *nulls > 0)
+    }
+
+    /// Least and greatest value of a column of integers or instants, in the column's unit and leaving NULLs out; `None`
+    /// where the manifest does not say.
     pub(crate) fn bounds(&self, field_id: i32) -> Option<(i64, i64)> {
-        if self.data.null_value_counts().get(&field_id).is_some_and(|nulls| *nulls > 0) {
-            return None;
-        }
         let value = |datum: &Datum| match datum.literal() {
             PrimitiveLiteral::Int(value) => Some(i64::from(*value)),
             PrimitiveLiteral::Long(value) => Some(*value),
@@ -40,18 +44,18 @@ impl HistoryFile {
 }
 
 impl IcebergTable {
-    /// The table's rows as sorted files, or `None` where a file is not sorted or where this is not the whole table.
+    /// The table's files, or `None` where this is not the whole table, or where files lack values that a column was
+    /// given when it was added.
     pub(crate) async fn history(&self) -> Result<Option<History>> {
         let order = self.table().sort_columns().to_vec();
-        if order.is_empty() || self.is_partial() {
+        let fields = self.table().iceberg_schema().as_struct().fields();
+        if self.is_partial() || fields.iter().any(|field| field.initial_default.is_some()) {
             return Ok(None);
         }
         let mut files = Vec::new();
         for data in self.files().await? {
-            if !self.table().is_sorted(&data) {
-                return Ok(None);
-            }
-            files.push(HistoryFile { object: self.partitioned(&data)?.object_meta, data });
+            let is_sorted = self.table().is_sorted(&data);
+            files.push(HistoryFile { object: self.partitioned(&data)?.object_meta, is_sorted, data });
         }
         Ok(Some(History { order, files }))
     }

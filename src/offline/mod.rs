@@ -17,8 +17,8 @@ mod table;
 mod write;
 
 pub(crate) use history::{History, HistoryFile};
-pub(crate) use rows::RowFile;
 pub use rows::packed_values_at;
+pub(crate) use rows::{Fetched, RowFile};
 pub(crate) use scan::IcebergTable;
 pub(crate) use schema::{storage_schema, storage_type};
 pub(crate) use store::{OfflineStore, TableSpec};

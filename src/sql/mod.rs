@@ -21,4 +21,5 @@ pub use bulk::{IfExists, IfNotExists, IngestTarget, TableEntry};
 pub use engine::Engine;
 pub(crate) use engine::EngineParts;
 pub(crate) use feature_group_table::FeatureGroupTable;
+use insert::PlainTable;
 pub use session::{Prepared, Session, StatementKind};

@@ -1,4 +1,4 @@
-//! Whether a join can run against sorted files, and if not, why.
+//! Whether a join can run against the files of its right side, and if not, why.
 
 use datafusion::arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::{Column, DFSchema, ExprSchema, JoinType, Result};
@@ -14,13 +14,13 @@ use super::node::AsofJoin;
 use super::planner::absent_value;
 use super::spec::{AsofSpec, KnownAt};
 use crate::model::{INGESTED_AT, SEQUENCE};
-use crate::offline::{History, IcebergTable};
+use crate::offline::{History, HistoryFile, IcebergTable};
 
 /// How a join runs.
 pub(super) enum Choice {
-    /// Against the sorted files of one table.
-    Sorted { exprs: LabelExprs, kind: KeyKind, right: Box<Right> },
-    /// As a merge of both sides, partitioned and sorted; the reason why not against sorted files.
+    /// Against the files of one table.
+    Files { exprs: LabelExprs, kind: KeyKind, right: Box<Right> },
+    /// As a merge of both sides, partitioned and sorted; the reason why not against files.
     Partitioned(&'static str),
 }
 
@@ -51,20 +51,20 @@ pub(super) async fn choose(node: &AsofJoin, left: &Side<'_>, state: &SessionStat
     if forced == Some(super::Strategy::PartitionedMerge) {
         return Ok(Choice::Partitioned("as fletching.asof_strategy says"));
     }
-    let choice = sorted(node, left).await?;
-    if let (Choice::Partitioned(reason), Some(super::Strategy::SortedFiles)) = (&choice, forced) {
+    let choice = against_files(node, left).await?;
+    if let (Choice::Partitioned(reason), Some(super::Strategy::Files)) = (&choice, forced) {
         return Err(crate::error::Error::unsupported(format!(
-            "fletching.asof_strategy is sorted_files, but {reason}: RESET it or set it to auto"
+            "fletching.asof_strategy is files, but {reason}: RESET it or set it to auto"
         ))
         .into());
     }
     Ok(choice)
 }
 
-async fn sorted(node: &AsofJoin, left: &Side<'_>) -> Result<Choice> {
+async fn against_files(node: &AsofJoin, left: &Side<'_>) -> Result<Choice> {
     let (spec, right) = (node.spec(), node.right());
-    let scanned = or_partitioned!(scanned(right), "right side is not just a feature group");
-    let history = or_partitioned!(scanned.table.history().await?, "right side is not in sorted files");
+    let scanned = or_partitioned!(scanned(right), "right side is not just a stored table");
+    let history = or_partitioned!(scanned.table.history().await?, "right side is not a whole table");
     let column_of = |expr: &Expr| match expr {
         Expr::Column(column) => {
             right.schema().maybe_index_of_column(column).map(|index| scanned.columns[index].clone())
@@ -78,10 +78,11 @@ async fn sorted(node: &AsofJoin, left: &Side<'_>) -> Result<Choice> {
     };
     let keys: Option<Vec<HistoryColumn>> = spec.on.iter().map(|(_, right)| key_of(right)).collect();
     let keys = or_partitioned!(keys, "a right key is computed");
-    let order = or_partitioned!(
-        key_order(&history, &keys, &time),
-        "keys and time are not those that files are sorted by"
-    );
+    // Files in another order, or in none, are sorted as they are read, which loses the order of ingestion.
+    let order = key_order(&history, &keys, &time).filter(|_| history.files.iter().all(|file| file.is_sorted));
+    let is_sorted = order.is_some();
+    let order = order.or_else(|| spec.ties.is_empty().then(|| (0..keys.len()).collect()));
+    let order = or_partitioned!(order, "files are not sorted by keys and time, which leaves ties open");
     let keys: Vec<HistoryColumn> = order.iter().map(|index| keys[*index].clone()).collect();
     let key_types: Vec<DataType> = keys.iter().map(|key| key.data_type.clone()).collect();
     let kind = or_partitioned!(KeyKind::of(&key_types), "keys of such types are not searched");
@@ -90,6 +91,7 @@ async fn sorted(node: &AsofJoin, left: &Side<'_>) -> Result<Choice> {
     let units = or_partitioned!(units, "times of such types are not searched");
     let files =
         or_partitioned!(files(&history, &scanned.table, spec, &time), "files overlap in ingestion order");
+    let strategy = if is_sorted { "sorted files" } else { "unsorted files" };
     let known_by = spec.known_at.as_ref().map(|known| known_by(known, left)).transpose()?;
     let known_by = or_partitioned!(transposed(known_by), "the as-known-at bound is not searched");
     let on_left: Vec<PhysicalExprRef> =
@@ -108,10 +110,10 @@ async fn sorted(node: &AsofJoin, left: &Side<'_>) -> Result<Choice> {
             Ok(Output { origin, column, absent })
         })
         .collect::<Result<Vec<_>>>()?;
-    let description =
-        format!("type={}, {spec}, strategy=sorted files, files={}", spec.join_type, files.len());
+    let description = format!("type={}, {spec}, strategy={strategy}, files={}", spec.join_type, files.len());
     let right = Right {
         files: files.into(),
+        is_sorted,
         keys,
         time,
         backward: spec.op.is_backward(),
@@ -124,7 +126,7 @@ async fn sorted(node: &AsofJoin, left: &Side<'_>) -> Result<Choice> {
         description,
     };
     let exprs = LabelExprs { keys: on_left, key_types, time: label_time };
-    Ok(Choice::Sorted { exprs, kind, right: Box::new(right) })
+    Ok(Choice::Files { exprs, kind, right: Box::new(right) })
 }
 
 /// `None` stays outside: it says that the part cannot be done.
@@ -238,25 +240,23 @@ fn files(
     spec: &AsofSpec,
     time: &HistoryColumn,
 ) -> Option<Vec<SortedFile>> {
-    let (ingested_at, sequence) = (table.field_id(INGESTED_AT)?, table.field_id(SEQUENCE)?);
     let mut files = Vec::with_capacity(history.files.len());
     for file in &history.files {
-        let (first, last) = file.bounds(ingested_at)?;
-        let (low, high) = file.bounds(sequence)?;
-        let one_write = first == last;
-        if spec.known_at.is_some() && !one_write {
+        let times = file.bounds(time.id).unwrap_or((i64::MIN, i64::MAX));
+        let (learnt, ingested_us) = match spec.ties.is_empty() {
+            true => (((0, 0), (0, 0)), None),
+            false => learnt(file, table)?,
+        };
+        if spec.known_at.is_some() && ingested_us.is_none() {
             return None;
         }
-        let learnt =
-            if one_write { ((first, low), (last, high)) } else { ((first, i64::MIN), (last, i64::MAX)) };
-        let times = file.bounds(time.id).unwrap_or((i64::MIN, i64::MAX));
-        files.push((
-            learnt,
-            SortedFile { file: file.clone(), times, ingested_us: one_write.then_some(first), rank: 0 },
-        ));
+        files.push((learnt, SortedFile { file: file.clone(), times, ingested_us, rank: 0 }));
     }
     files.sort_by_key(|(learnt, _)| *learnt);
     for (index, ((_, last), file)) in files.iter().enumerate() {
+        if spec.ties.is_empty() {
+            break;
+        }
         let later = files[index + 1..].iter().take_while(|((first, _), _)| first <= last);
         let overlaps = |other: &SortedFile| file.times.0 <= other.times.1 && other.times.0 <= file.times.1;
         if { later }.any(|(_, other)| overlaps(other)) {
@@ -271,4 +271,21 @@ fn files(
         false => files.sort_by_key(|file| (file.times.0, std::cmp::Reverse(file.rank))),
     }
     Some(files)
+}
+
+/// (Ingestion, sequence) of the first and of the last row that the store learnt of a file, and the one ingestion that
+/// they share.
+type Learnt = (((i64, i64), (i64, i64)), Option<i64>);
+
+fn learnt(file: &HistoryFile, table: &IcebergTable) -> Option<Learnt> {
+    let (ingested_at, sequence) = (table.field_id(INGESTED_AT)?, table.field_id(SEQUENCE)?);
+    if file.has_nulls(ingested_at) || file.has_nulls(sequence) {
+        return None;
+    }
+    let (first, last) = file.bounds(ingested_at)?;
+    if first != last {
+        return Some((((first, i64::MIN), (last, i64::MAX)), None));
+    }
+    let (low, high) = file.bounds(sequence)?;
+    Some((((first, low), (last, high)), Some(first)))
 }

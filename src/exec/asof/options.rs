@@ -9,20 +9,17 @@ use datafusion::common::{DataFusionError, config_field, extensions_options, plan
 /// How ASOF joins run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Strategy {
-    /// Against sorted files where the right side is a table that has them, else as a partitioned merge.
+    /// Against the files of the right side where it is a stored table, else as a partitioned merge.
     #[default]
     Auto,
-    /// Against sorted files, or not at all.
-    SortedFiles,
+    /// Against files, or not at all.
+    Files,
     /// Both sides partitioned on the keys, sorted, and merged.
     PartitionedMerge,
 }
 
-const NAMES: [(&str, Strategy); 3] = [
-    ("auto", Strategy::Auto),
-    ("sorted_files", Strategy::SortedFiles),
-    ("partitioned_merge", Strategy::PartitionedMerge),
-];
+const NAMES: [(&str, Strategy); 3] =
+    [("auto", Strategy::Auto), ("files", Strategy::Files), ("partitioned_merge", Strategy::PartitionedMerge)];
 
 impl FromStr for Strategy {
     type Err = DataFusionError;
@@ -30,7 +27,7 @@ impl FromStr for Strategy {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match NAMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(text)) {
             Some((_, strategy)) => Ok(*strategy),
-            None => plan_err!("'{text}' is no ASOF strategy: auto, sorted_files or partitioned_merge"),
+            None => plan_err!("'{text}' is no ASOF strategy: auto, files or partitioned_merge"),
         }
     }
 }
@@ -47,7 +44,7 @@ config_field!(Strategy);
 extensions_options! {
     /// Settings of a session, `SET fletching.… = …`.
     pub(crate) struct AsofOptions {
-        /// How ASOF joins run: auto, sorted_files or partitioned_merge.
+        /// How ASOF joins run: auto, files or partitioned_merge.
         pub asof_strategy: Strategy, default = Strategy::Auto
     }
 }

@@ -42,7 +42,7 @@ impl ExtensionPlanner for AsofExtensionPlanner {
         let schema = Arc::clone(UserDefinedLogicalNode::schema(node).inner());
         let side = Side { plan: left, on_left: &on_left };
         let why_not = match choose(node, &side, session_state).await? {
-            Choice::Sorted { exprs, kind, right } => {
+            Choice::Files { exprs, kind, right } => {
                 let right = Arc::new(*right);
                 if let Some(inner) = left.as_any().downcast_ref::<AsofHistoryExec>()
                     && inner.sorts_as(&exprs)

@@ -17,6 +17,7 @@ mod runs;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use fetched::Fetched;
 pub(crate) use file::RowFile;
 
 /// The values at `positions` (ascending) of runs of `width` bits, for benchmarks outside the crate.

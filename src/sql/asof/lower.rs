@@ -11,7 +11,7 @@ use datafusion::logical_expr::{Cast, Expr, ExprSchemable, Extension, LogicalPlan
 use datafusion::optimizer::AnalyzerRule;
 
 use super::marker::Marker;
-use super::trace::{trace, with_system_columns};
+use super::trace::{trace, with_stored_rows, with_system_columns};
 use crate::error::Error;
 use crate::exec::asof::{AsofJoin, AsofSpec, KnownAt, Reach, is_instant};
 use crate::model::{INGESTED_AT, SEQUENCE, system_fields};
@@ -97,7 +97,7 @@ impl History {
                 let ties = vec![extended.ingested_at, extended.sequence];
                 Self { plan: extended.plan, hidden: ties.clone(), ties }
             }
-            None => Self { plan: right.clone(), ties: Vec::new(), hidden: Vec::new() },
+            None => Self { plan: with_stored_rows(right)?, ties: Vec::new(), hidden: Vec::new() },
         })
     }
 

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column, Result};
 use datafusion::datasource::{provider_as_source, source_as_provider};
 use datafusion::logical_expr::{Expr, Filter, LogicalPlan, Projection, SubqueryAlias, TableScan};
 
 use crate::model::{FeatureGroup, INGESTED_AT, SEQUENCE};
-use crate::sql::FeatureGroupTable;
+use crate::sql::{FeatureGroupTable, PlainTable};
 
 /// A declared column of a feature group.
 pub(super) struct Source {
@@ -118,4 +119,20 @@ fn extend_scan(scan: &TableScan) -> Result<Option<WithSystemColumns>> {
     let source = provider_as_source(table.history);
     let scan = TableScan::try_new(name.clone(), source, Some(projection), scan.filters.clone(), scan.fetch)?;
     Ok(Some(WithSystemColumns { plan: LogicalPlan::TableScan(scan), ingested_at, sequence }))
+}
+
+/// The same plan over the stored rows of its plain tables, which the join may read on its own.
+pub(super) fn with_stored_rows(plan: &LogicalPlan) -> Result<LogicalPlan> {
+    let stored = plan.clone().transform_up(|plan| match plan {
+        LogicalPlan::TableScan(scan) => {
+            let provider = source_as_provider(&scan.source)?;
+            let Some(table) = provider.as_any().downcast_ref::<PlainTable>() else {
+                return Ok(Transformed::no(LogicalPlan::TableScan(scan)));
+            };
+            let source = provider_as_source(Arc::clone(&table.rows));
+            Ok(Transformed::yes(LogicalPlan::TableScan(TableScan { source, ..scan })))
+        }
+        other => Ok(Transformed::no(other)),
+    })?;
+    Ok(stored.data)
 }

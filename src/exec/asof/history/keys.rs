@@ -79,6 +79,8 @@ pub(in crate::exec::asof) trait Keys: Sized + Send + Sync + Debug + 'static {
     fn encoder(types: &[DataType]) -> Result<Self::Encoder>;
     /// No keys, with room for those of `rows` rows.
     fn empty(encoder: &Self::Encoder, rows: usize) -> Self;
+    /// Appends one key of `other`.
+    fn push(&mut self, other: &Self, index: usize);
     /// Appends the keys of rows that have no NULL among them; NULLs become any key.
     fn append(&mut self, encoder: &Self::Encoder, columns: &[ArrayRef]) -> Result<()>;
     fn bytes(&self) -> usize;
@@ -136,6 +138,10 @@ impl Keys for Integers {
 
     fn bytes(&self) -> usize {
         self.0.capacity() * size_of::<i64>()
+    }
+
+    fn push(&mut self, other: &Self, index: usize) {
+        self.0.push(other.0[index]);
     }
 
     fn get(&self, index: usize) -> i64 {
@@ -203,6 +209,10 @@ impl Keys for Encoded {
 
     fn bytes(&self) -> usize {
         self.0.size()
+    }
+
+    fn push(&mut self, other: &Self, index: usize) {
+        self.0.push(other.0.row(index));
     }
 
     fn get(&self, index: usize) -> &[u8] {

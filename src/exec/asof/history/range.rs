@@ -17,6 +17,7 @@ use super::right::{Origin, Right, SortedFile};
 use super::search::{self, Choice, Rows, Sought};
 use super::source::{OpenFile, Pass, Source, in_order};
 use crate::error::Error;
+use crate::offline::Fetched;
 
 /// Rows decoded at a time while searching.
 const SCAN_ROWS: usize = 32 * 1024;
@@ -59,9 +60,9 @@ pub(super) async fn join<K: Keys>(
     let mut sides = Vec::with_capacity(source.rights.len());
     for (index, (right, files)) in source.rights.iter().zip(files).enumerate() {
         let known_us = pass.labels.known_us[index].as_deref();
-        let lookup = Lookup { source, right, files, labels: &labels, known_us };
+        let lookup = Lookup { source, right, files, labels: &labels, known_us, reservation: &reservation };
         let choices = lookup.choose().await?;
-        sides.push(lookup.gather(choices, &reservation).await?);
+        sides.push(lookup.gather(choices).await?);
     }
     let mut rows = labels.rows;
     let inner: Vec<bool> = source.rights.iter().map(|right| right.inner).collect();
@@ -118,6 +119,31 @@ impl<K: Keys> Joined<K> {
     }
 }
 
+/// Keys and times of rows of one file, sorted, and where in the file each row is.
+struct FileRows<K> {
+    keys: K,
+    times: Vec<i64>,
+    numbers: Numbers,
+}
+
+enum Numbers {
+    /// Where each run of rows begins among the rows read, and in the file.
+    Ranges(Vec<(usize, u32)>),
+    Each(Vec<u32>),
+}
+
+impl Numbers {
+    fn of(&self, row: usize) -> u32 {
+        match self {
+            Numbers::Ranges(firsts) => {
+                let (first, number) = firsts[firsts.partition_point(|(first, _)| *first <= row) - 1];
+                number + (row - first) as u32
+            }
+            Numbers::Each(numbers) => numbers[row],
+        }
+    }
+}
+
 /// One range against one right side.
 struct Lookup<'a, K: Keys> {
     source: &'a Source<K>,
@@ -126,6 +152,7 @@ struct Lookup<'a, K: Keys> {
     labels: &'a Sorted<K>,
     /// As-known-at bounds of all labels of the pass.
     known_us: Option<&'a [Option<i64>]>,
+    reservation: &'a MemoryReservation,
 }
 
 impl<'a, K: Keys> Lookup<'a, K> {
@@ -208,42 +235,109 @@ impl<'a, K: Keys> Lookup<'a, K> {
             sought.known_us >= ingested_us && sought.window.overlaps(backward, min, max)
         };
         let pages = &file.pages;
-        let ranges = search::pages::<K>(open, wanted, &pages.rows, &pages.min, &pages.max);
+        let ranges = match self.right.is_sorted {
+            true => search::pages::<K>(open, wanted, &pages.rows, &pages.min, &pages.max),
+            false => pages.rows.iter().filter(|_| open.iter().any(wanted)).cloned().collect(),
+        };
         if ranges.is_empty() {
             return Ok(());
         }
-        let mut columns = file.keys.clone();
-        columns.push(file.time);
-        columns.sort_unstable();
-        let fetched = file.rows.fetch(&columns, &ranges).await?;
+        let fetched = file.rows.fetch(&file.search_columns, &ranges).await?;
         metrics.bytes_read.add(fetched.bytes());
         metrics.files_read.add(usize::from(file.mark_read()));
         let _timer = metrics.search_time.timer();
+        let (rows, _held) = match self.right.is_sorted {
+            true => self.sorted_rows(file, &fetched, &ranges)?,
+            false => self.unsorted_rows(file, &fetched, &ranges)?,
+        };
+        search::search(
+            open,
+            &Rows { keys: &rows.keys, times: &rows.times },
+            backward,
+            wanted,
+            |sought, found| {
+                if sought.choice.is_none() || self.is_better(rows.times[found], index, &sought.choice) {
+                    sought.choice =
+                        Choice { time: rows.times[found], file: index as u32, row: rows.numbers.of(found) };
+                }
+            },
+        );
+        Ok(())
+    }
+
+    /// Calls `each` with the keys and times of all rows of `ranges`, batch after batch.
+    fn decode(
+        &self,
+        file: &OpenFile<K>,
+        fetched: &Fetched,
+        ranges: &[std::ops::Range<u32>],
+        mut each: impl FnMut(&[ArrayRef], &ArrayRef) -> Result<()>,
+    ) -> Result<()> {
         let mut sought: Vec<(usize, _)> = file.keys.iter().copied().zip(&self.right.keys).collect();
-        sought.push((file.time, &self.right.time));
-        let count = ranges.iter().map(|range| range.len()).sum();
-        let (mut keys, mut times) = (K::empty(&self.source.encoder, count), Vec::with_capacity(count));
-        for batch in file.rows.scan(&fetched, &columns, &ranges, SCAN_ROWS)? {
+        sought.extend(file.time.map(|time| (time, &self.right.time)));
+        for batch in file.rows.scan(fetched, &file.search_columns, ranges, SCAN_ROWS)? {
             let batch = batch.map_err(Error::from)?;
-            let found = in_order(&batch, &columns, &sought)?;
-            if found.iter().any(|column| column.null_count() > 0) {
+            let columns = in_order(&batch, &file.search_columns, &sought)?;
+            self.source.metrics.rows_searched.add(batch.num_rows());
+            each(&columns[..file.keys.len()], &cast(&columns[file.keys.len()], &DataType::Int64)?)?;
+        }
+        Ok(())
+    }
+
+    /// Keys and times of a sorted file.
+    fn sorted_rows(
+        &self,
+        file: &OpenFile<K>,
+        fetched: &Fetched,
+        ranges: &[std::ops::Range<u32>],
+    ) -> Result<(FileRows<K>, MemoryReservation)> {
+        let count = ranges.iter().map(|range| range.len()).sum();
+        let held = self.reservation.new_empty();
+        held.try_grow(count * 16)?;
+        let (mut keys, mut times) = (K::empty(&self.source.encoder, count), Vec::with_capacity(count));
+        self.decode(file, fetched, ranges, |key, time| {
+            if key.iter().chain([time]).any(|column| column.null_count() > 0) {
                 return Err(Error::corrupt("a sorted data file has NULL among its keys or times").into());
             }
-            keys.append(&self.source.encoder, &found[..file.keys.len()])?;
-            let time = cast(&found[file.keys.len()], &DataType::Int64)?;
+            keys.append(&self.source.encoder, key)?;
             times.extend_from_slice(time.as_primitive::<Int64Type>().values());
-        }
-        metrics.rows_searched.add(times.len());
-        let firsts = first_rows(&ranges);
-        let rows = Rows { keys: &keys, times: &times };
-        search::search(open, &rows, backward, wanted, |sought, found| {
-            if sought.choice.is_none() || self.is_better(times[found], index, &sought.choice) {
-                let range = firsts.partition_point(|(first, _)| *first <= found) - 1;
-                let row = firsts[range].1 + (found - firsts[range].0) as u32;
-                sought.choice = Choice { time: times[found], file: index as u32, row };
+            Ok(())
+        })?;
+        Ok((FileRows { keys, times, numbers: Numbers::Ranges(first_rows(ranges)) }, held))
+    }
+
+    /// Keys and times of those rows of an unsorted file whose keys are within this range of labels, sorted. Of rows of
+    /// equal key and time the last one in the file comes last.
+    fn unsorted_rows(
+        &self,
+        file: &OpenFile<K>,
+        fetched: &Fetched,
+        ranges: &[std::ops::Range<u32>],
+    ) -> Result<(FileRows<K>, MemoryReservation)> {
+        let held = self.reservation.new_empty();
+        let encoder = &self.source.encoder;
+        let (mut keys, mut times, mut numbers) = (K::empty(encoder, 0), Vec::new(), Vec::new());
+        let (first, last) = (self.labels.keys.get(0), self.labels.keys.get(self.labels.rows.len() - 1));
+        let mut start = 0_u32;
+        self.decode(file, fetched, ranges, |key, time| {
+            let mut decoded = K::empty(encoder, time.len());
+            decoded.append(encoder, key)?;
+            let values = time.as_primitive::<Int64Type>().values();
+            for row in 0..time.len() {
+                let null = key.iter().chain([time]).any(|column| column.is_null(row));
+                let inside = decoded.compare_at(row, first).is_ge() && decoded.compare_at(row, last).is_le();
+                if !null && inside {
+                    keys.push(&decoded, row);
+                    times.push(values[row]);
+                    numbers.push(start + row as u32);
+                }
             }
-        });
-        Ok(())
+            start += time.len() as u32;
+            held.try_resize(keys.bytes() * 2 + times.len() * 48)
+        })?;
+        let sorted = keys.sorted(encoder, &times, (0..numbers.len() as u32).collect());
+        let numbers = sorted.rows.iter().map(|row| numbers[*row as usize]).collect();
+        Ok((FileRows { keys: sorted.keys, times: sorted.times, numbers: Numbers::Each(numbers) }, held))
     }
 
     fn is_better(&self, time: i64, file: usize, than: &Choice) -> bool {
@@ -254,7 +348,7 @@ impl<'a, K: Keys> Lookup<'a, K> {
     }
 
     /// Reads the output columns of the chosen rows.
-    async fn gather(&self, choices: Vec<Choice>, reservation: &MemoryReservation) -> Result<Side> {
+    async fn gather(&self, choices: Vec<Choice>) -> Result<Side> {
         let outputs = &self.right.outputs;
         let mut parts: Vec<Vec<ArrayRef>> = vec![Vec::new(); outputs.len()];
         let mut index = vec![NONE; choices.len()];
@@ -265,11 +359,14 @@ impl<'a, K: Keys> Lookup<'a, K> {
             }
         }
         let mut gathered = 0_u32;
-        for (file, labels) in self.files.iter().zip(&by_file) {
+        for (file, labels) in self.files.iter().zip(&mut by_file) {
+            if !self.right.is_sorted {
+                labels.sort_unstable_by_key(|(_, row)| *row);
+            }
             let mut rows: Vec<u32> = Vec::with_capacity(labels.len());
             let mut picked: Vec<u32> = Vec::with_capacity(labels.len());
-            for (label, row) in labels {
-                // Both sides are sorted alike, so the rows of a file never decrease.
+            for (label, row) in labels.iter() {
+                // A sorted file and the labels are sorted alike, so its rows never decrease either.
                 if rows.last() != Some(row) {
                     rows.push(*row);
                     picked.push(*label);
@@ -281,7 +378,7 @@ impl<'a, K: Keys> Lookup<'a, K> {
                 continue;
             }
             gathered += rows.len() as u32;
-            self.gather_file(file, &rows, &mut parts, reservation).await?;
+            self.gather_file(file, &rows, &mut parts).await?;
             self.gather_known(&picked, &choices, &mut parts)?;
         }
         self.source.metrics.rows_gathered.add(gathered as usize);
@@ -298,13 +395,7 @@ impl<'a, K: Keys> Lookup<'a, K> {
         Ok(Side { columns, index, absent: gathered })
     }
 
-    async fn gather_file(
-        &self,
-        file: &OpenFile<K>,
-        rows: &[u32],
-        parts: &mut [Vec<ArrayRef>],
-        reservation: &MemoryReservation,
-    ) -> Result<()> {
+    async fn gather_file(&self, file: &OpenFile<K>, rows: &[u32], parts: &mut [Vec<ArrayRef>]) -> Result<()> {
         let metrics = &self.source.metrics;
         let mut ranges: Vec<std::ops::Range<u32>> = Vec::new();
         for &row in rows {
@@ -322,7 +413,7 @@ impl<'a, K: Keys> Lookup<'a, K> {
         let outputs = self.right.outputs.iter().zip(&file.outputs).zip(parts);
         for ((output, column), parts) in outputs.filter(|((output, _), _)| output.origin == Origin::File) {
             let taken = file.rows.take(&fetched, *column, rows, &output.column.data_type)?;
-            reservation.try_grow(taken.get_array_memory_size())?;
+            self.reservation.try_grow(taken.get_array_memory_size())?;
             parts.push(taken);
         }
         Ok(())

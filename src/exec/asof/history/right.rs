@@ -65,6 +65,8 @@ pub(in crate::exec::asof) struct KnownBy {
 pub(in crate::exec::asof) struct Right {
     /// From the nearest in time: the latest first when looking back, the earliest first when looking forward.
     pub(in crate::exec::asof) files: Arc<[SortedFile]>,
+    /// Whether all files are sorted by keys and time.
+    pub(in crate::exec::asof) is_sorted: bool,
     /// In the files' sort order.
     pub(in crate::exec::asof) keys: Vec<HistoryColumn>,
     pub(in crate::exec::asof) time: HistoryColumn,

@@ -86,7 +86,9 @@ pub(super) struct OpenFile<K: Keys> {
     pub(super) rows: RowFile,
     /// The key columns, in the sort order, and the time.
     pub(super) keys: Vec<usize>,
-    pub(super) time: usize,
+    pub(super) time: Option<usize>,
+    /// Keys and time, in the order of the file.
+    pub(super) search_columns: Vec<usize>,
     /// Of outputs that come from the file; `None` for others and where the file lacks the column.
     pub(super) outputs: Vec<Option<usize>>,
     pub(super) pages: Pages<K::Bound>,
@@ -97,25 +99,26 @@ impl<K: Keys> OpenFile<K> {
     async fn open(context: &TaskContext, encoder: &K::Encoder, right: &Right, index: usize) -> Result<Self> {
         let runtime = context.runtime_env();
         let object = right.files[index].file.object.clone();
-        let location = object.location.clone();
         let rows = RowFile::open(&runtime, object).await?;
         let column = |column: &HistoryColumn| rows.column(column.id, &column.name);
-        let needed = |wanted: &HistoryColumn| {
-            column(wanted).ok_or_else(|| {
-                let name = &wanted.name;
-                crate::error::Error::corrupt(format!("data file '{location}' lacks column '{name}'"))
-            })
-        };
-        let keys: Vec<usize> = right.keys.iter().map(needed).collect::<Result<_, _>>()?;
-        let bounds = rows.page_bounds(keys[0])?;
-        let of_key = |values: &ArrayRef| K::bounds(encoder, &cast(values, &right.keys[0].data_type)?);
-        let pages = Pages { min: of_key(&bounds.min)?, max: of_key(&bounds.max)?, rows: bounds.rows };
-        let time = needed(&right.time)?;
+        let keys: Option<Vec<usize>> = right.keys.iter().map(column).collect();
+        let mut pages = Pages { rows: Vec::new(), min: Vec::new(), max: Vec::new() };
+        let (mut keys, mut time) = (keys.unwrap_or_default(), column(&right.time));
+        // A file from before a column of the keys or the time was added holds NULL there, and so matches nothing.
+        if let (Some(first), Some(_)) = (keys.first(), time) {
+            let bounds = rows.page_bounds(*first)?;
+            let of_key = |values: &ArrayRef| K::bounds(encoder, &cast(values, &right.keys[0].data_type)?);
+            pages = Pages { min: of_key(&bounds.min)?, max: of_key(&bounds.max)?, rows: bounds.rows };
+        } else {
+            (keys, time) = (Vec::new(), None);
+        }
+        let mut search_columns: Vec<usize> = keys.iter().copied().chain(time).collect();
+        search_columns.sort_unstable();
         let from_file = |output: &&Output| output.origin == Origin::File;
         let outputs = { right.outputs.iter() }
             .map(|o| Some(o).filter(from_file).and_then(|o| column(&o.column)))
             .collect();
-        Ok(Self { rows, keys, time, outputs, pages, was_read: AtomicBool::new(false) })
+        Ok(Self { rows, keys, time, search_columns, outputs, pages, was_read: AtomicBool::new(false) })
     }
 
     /// True the first time.

@@ -335,6 +335,12 @@ impl Case {
         Self { group: true, ..self }
     }
 
+    /// The case without what only feature groups have; its times are in µs.
+    pub(super) fn plain(mut self) -> Self {
+        self.feature_type.0 = 2;
+        Self { group: false, known: None, ttl: None, default: None, ..self }
+    }
+
     /// When the store learnt each feature.
     pub(super) fn ingested_at(&self) -> Vec<Option<i64>> {
         self.features.iter().map(|feature| feature.ingested_at).collect()

@@ -14,7 +14,7 @@ async fn explain_tells_how_the_join_works() {
     for part in [
         "AsofJoin: Left, on=[CAST(l.user_id AS Int64) = f.user_id], match=[l.ts >= f.ts], tolerance=1 day 12 hours, ttl=3 days, known_at=[l.ts >= f._ingested_at]",
         "AsofJoinExec: type=Left,",
-        "strategy=partitioned merge (right side is not just a feature group)",
+        "strategy=partitioned merge (right side is not just a stored table)",
         "SortExec",
         "_ingested_at",
     ] {
