@@ -325,6 +325,8 @@ fn check_setting(variable: &str, value: &str) -> Result<()> {
     match variable {
         "datafusion.execution.batch_size" => bounded(BATCH_ROWS_MAX),
         "datafusion.execution.target_partitions" => bounded(PARTITIONS_MAX),
+        // Checked where it is set.
+        "fletching.asof_strategy" => Ok(()),
         _ => match value.parse::<datafusion::arrow::array::timezone::Tz>() {
             Ok(_) => Ok(()),
             Err(_) => Err(Error::invalid(format!(
