@@ -29,7 +29,7 @@ use iceberg::spec::DataFile;
 use object_store::path::Path;
 
 use super::evolution::ByFieldId;
-use super::statistics::{FileBounds, file_statistics};
+use super::statistics::{FileBounds, file_statistics, may_hold_nan};
 use super::store::OfflineStore;
 use super::table::OfflineTable;
 use crate::error::Error;
@@ -103,6 +103,15 @@ impl IcebergTable {
         partitioned.object_meta.location = path;
         let statistics = file_statistics(file, self.table.iceberg_schema(), &self.schema);
         Ok(partitioned.with_statistics(Arc::new(statistics)))
+    }
+
+    /// Whether a filter reads a float column that may hold NaN, which the bounds of row groups and pages leave out.
+    fn filters_nan(&self, filters: &[Expr], files: &[DataFile]) -> bool {
+        let columns = filters.iter().flat_map(Expr::column_refs);
+        { columns }.filter_map(|column| self.schema.field_with_name(&column.name).ok()).any(|field| {
+            let id = self.table.iceberg_schema().field_by_name(field.name()).map(|field| field.id);
+            id.is_some_and(|id| files.iter().any(|file| may_hold_nan(file, id, field.data_type())))
+        })
     }
 
     /// Whether a filter names the keys it wants. The few rows of a key lie side by side, so decoding the other columns
@@ -195,6 +204,11 @@ impl TableProvider for IcebergTable {
             false,
         )?;
         let whole = FileGroup::new(whole.into_iter().flat_map(FileGroup::into_inner).collect());
+        let mut parquet = state.table_options().parquet.clone();
+        if self.filters_nan(filters, &files) {
+            parquet.global.pruning = false;
+            parquet.global.enable_page_index = false;
+        }
         let options = state.config_options();
         let bytes_min = options.optimizer.repartition_file_min_size;
 
@@ -204,7 +218,7 @@ impl TableProvider for IcebergTable {
         let readers = CachedParquetFileReaderFactory::new(runtime.object_store(&url)?, footers);
         // FilterExec above hands down its predicate: as it is planned, and again where a join narrows it as it runs.
         let source = ParquetSource::new(Arc::clone(&self.schema))
-            .with_table_parquet_options(state.table_options().parquet.clone())
+            .with_table_parquet_options(parquet)
             .with_pushdown_filters(self.looks_up(filters))
             .with_parquet_file_reader_factory(Arc::new(readers));
         count_pruned(source.metrics(), live_count - files.len());

@@ -32,11 +32,17 @@ impl FileBounds<'_> {
         let null = ScalarValue::try_from(data_type).ok()?;
         let values = self.files.iter().map(|file| {
             bound(file, id)
+                .filter(|_| !may_hold_nan(file, id, data_type))
                 .and_then(|datum| scalar(datum.literal(), data_type))
                 .unwrap_or_else(|| null.clone())
         });
         ScalarValue::iter_to_array(values).ok()
     }
+}
+
+/// NaN is greater than every number, and bounds leave it out.
+pub(super) fn may_hold_nan(file: &DataFile, id: i32, data_type: &DataType) -> bool {
+    data_type.is_floating() && file.nan_value_counts().get(&id) != Some(&0)
 }
 
 impl PruningStatistics for FileBounds<'_> {

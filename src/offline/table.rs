@@ -70,17 +70,18 @@ impl OfflineTable {
     pub(crate) fn at_time(&self, time_us: i64) -> Result<Self> {
         let time_ms = time_us.div_euclid(1000);
         let history = self.metadata.history();
+        if history.is_empty() {
+            return Ok(self.clone());
+        }
         if let Some(then) = history.iter().rev().find(|entry| entry.timestamp_ms() <= time_ms) {
             return self.at_snapshot(then.snapshot_id);
         }
-        let since = match history.first() {
-            Some(first) => format!("its first is of {}", shown(first.timestamp_ms())),
-            None => "it is empty".to_owned(),
-        };
+        let since = history.first().map_or(time_ms, |first| first.timestamp_ms());
         Err(Error::not_found(format!(
-            "table '{}' has no snapshot as of {}: {since}",
+            "table '{}' has no snapshot as of {}: its first is of {}",
             self.name,
-            shown(time_ms)
+            shown(time_ms),
+            shown(since)
         )))
     }
 

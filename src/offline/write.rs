@@ -85,6 +85,11 @@ struct Target {
 
 impl Target {
     fn new(io: &FileIO, metadata: &TableMetadata) -> Result<Self> {
+        if !metadata.default_partition_spec().is_unpartitioned() {
+            return Err(Error::unsupported(
+                "another engine has partitioned the table, which is read here but not written: write with that engine",
+            ));
+        }
         let schema: SchemaRef = Arc::new(schema_to_arrow_schema(metadata.current_schema()).map_err(failed)?);
         let order = TableOrder::of(metadata, metadata.current_schema(), &schema);
         let parquet = ParquetWriterBuilder::new_with_match_mode(

@@ -167,8 +167,12 @@ impl RelationPlanner for TimeTravelPlanner {
                 let reference = context.object_name_to_table_reference(name)?;
                 let current = context.context_provider().get_table_source(reference.clone())?;
                 let current = source_as_provider(&current)?;
-                let then = self.as_of(&reference, &current, version, context)?;
-                let plan = LogicalPlanBuilder::scan(reference, provider_as_source(then), None)?.build()?;
+                let (then, snapshot) = self.as_of(&reference, &current, version, context)?;
+                // DataFusion takes scans of the same name for the same rows, so each version has a name of its own.
+                let versioned = format!("{}@{snapshot}", reference.table());
+                let plan = LogicalPlanBuilder::scan(versioned, provider_as_source(then), None)?
+                    .alias(reference)?
+                    .build()?;
                 Ok(RelationPlanning::Planned(Box::new(PlannedRelation::new(plan, alias))))
             }
             other => Ok(RelationPlanning::Original(Box::new(other))),
@@ -183,7 +187,7 @@ impl TimeTravelPlanner {
         current: &Arc<dyn TableProvider>,
         version: TableVersion,
         context: &mut dyn RelationPlannerContext,
-    ) -> Result<Arc<dyn TableProvider>> {
+    ) -> Result<(Arc<dyn TableProvider>, String)> {
         let stored = |provider: &Arc<dyn TableProvider>| {
             provider.as_any().downcast_ref::<IcebergTable>().cloned().ok_or_else(|| {
                 Error::invalid(format!(
@@ -221,10 +225,12 @@ impl TimeTravelPlanner {
             other => return Err(Error::unsupported(format!("'{name} {other}' is not supported"))),
         };
         let rows = Arc::new(rows.of(then.clone()));
-        Ok(match (any.is::<FeatureGroupTable>(), object_of(then)?) {
+        let snapshot = then.snapshot().map_or_else(|| "empty".to_owned(), |s| s.snapshot_id().to_string());
+        let table: Arc<dyn TableProvider> = match (any.is::<FeatureGroupTable>(), object_of(then)?) {
             (true, Object::FeatureGroup(group, _)) => Arc::new(FeatureGroupTable::new(group, rows)),
             _ => rows,
-        })
+        };
+        Ok((table, snapshot))
     }
 
     /// The value of an expression without columns, where now is the statement's.

@@ -71,6 +71,10 @@ async fn against_files(node: &AsofJoin, left: &Side<'_>) -> Result<Choice> {
         }
         _ => None,
     };
+    or_partitioned!(
+        learnt_by_table(spec, &scanned, right.schema()),
+        "ingestion is by other columns than the table's own"
+    );
     let time = or_partitioned!(column_of(&spec.right_time), "right time is computed");
     let key_of = |expr: &Expr| {
         let (column, data_type) = under_casts(expr, right.schema())?;
@@ -85,7 +89,7 @@ async fn against_files(node: &AsofJoin, left: &Side<'_>) -> Result<Choice> {
     let order = or_partitioned!(order, "files are not sorted by keys and time, which leaves ties open");
     let keys: Vec<HistoryColumn> = order.iter().map(|index| keys[*index].clone()).collect();
     let key_types: Vec<DataType> = keys.iter().map(|key| key.data_type.clone()).collect();
-    let kind = or_partitioned!(KeyKind::of(&key_types), "keys of such types are not searched");
+    let kind = or_partitioned!(KeyKind::of(&key_types), "no keys, or of types that are not searched");
     let label_time = (left.on_left)(&spec.left_time)?;
     let units = unit(&label_time.data_type(&left.plan.schema())?).zip(unit(&time.data_type));
     let units = or_partitioned!(units, "times of such types are not searched");
@@ -96,20 +100,7 @@ async fn against_files(node: &AsofJoin, left: &Side<'_>) -> Result<Choice> {
     let known_by = or_partitioned!(transposed(known_by), "the as-known-at bound is not searched");
     let on_left: Vec<PhysicalExprRef> =
         order.iter().map(|index| (left.on_left)(&spec.on[*index].0)).collect::<Result<_>>()?;
-    let outputs = node
-        .right_output()
-        .into_iter()
-        .map(|index| {
-            let absent = absent_value(spec, right.schema(), index)?;
-            let column = scanned.columns[index].clone();
-            let origin = match keys.iter().position(|key| key.id == column.id) {
-                Some(key) => Origin::Key(key),
-                None if column.id == time.id => Origin::Time,
-                None => Origin::File,
-            };
-            Ok(Output { origin, column, absent })
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let outputs = outputs(node, &scanned, &keys, &time)?;
     let description = format!("type={}, {spec}, strategy={strategy}, files={}", spec.join_type, files.len());
     let right = Right {
         files: files.into(),
@@ -127,6 +118,26 @@ async fn against_files(node: &AsofJoin, left: &Side<'_>) -> Result<Choice> {
     };
     let exprs = LabelExprs { keys: on_left, key_types, time: label_time };
     Ok(Choice::Files { exprs, kind, right: Box::new(right) })
+}
+
+/// What the join puts out of its right side, and where it comes from.
+fn outputs(
+    node: &AsofJoin,
+    scanned: &Scanned,
+    keys: &[HistoryColumn],
+    time: &HistoryColumn,
+) -> Result<Vec<Output>> {
+    let output = |index: usize| {
+        let absent = absent_value(node.spec(), node.right().schema(), index)?;
+        let column = scanned.columns[index].clone();
+        let origin = match keys.iter().position(|key| key.id == column.id) {
+            Some(key) => Origin::Key(key),
+            None if column.id == time.id => Origin::Time,
+            None => Origin::File,
+        };
+        Ok(Output { origin, column, absent })
+    };
+    node.right_output().into_iter().map(output).collect()
 }
 
 /// `None` stays outside: it says that the part cannot be done.
@@ -271,6 +282,18 @@ fn files(
         false => files.sort_by_key(|file| (file.times.0, std::cmp::Reverse(file.rank))),
     }
     Some(files)
+}
+
+/// Whether ties and as-known-at are by the table's own system columns, which the manifests tell of, and not by others
+/// that the query calls so.
+fn learnt_by_table(spec: &AsofSpec, scanned: &Scanned, schema: &DFSchema) -> Option<()> {
+    let is = |column: &Column, name: &str| {
+        let index = schema.maybe_index_of_column(column);
+        index.is_some_and(|index| Some(scanned.columns[index].id) == scanned.table.field_id(name))
+    };
+    let ties = spec.ties.iter().zip([INGESTED_AT, SEQUENCE]).all(|(tie, name)| is(tie, name));
+    let known = spec.known_at.as_ref().is_none_or(|known| is(&known.column, INGESTED_AT));
+    (ties && known && spec.ties.len() != 1).then_some(())
 }
 
 /// (Ingestion, sequence) of the first and of the last row that the store learnt of a file, and the one ingestion that

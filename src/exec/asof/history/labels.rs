@@ -2,7 +2,7 @@
 
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use datafusion::arrow::buffer::NullBuffer;
-use datafusion::arrow::compute::{cast, interleave_record_batch};
+use datafusion::arrow::compute::{cast, concat_batches, interleave_record_batch};
 use datafusion::arrow::datatypes::{DataType, Int64Type};
 use datafusion::common::Result;
 use datafusion::physical_expr::PhysicalExprRef;
@@ -10,6 +10,8 @@ use datafusion::physical_expr::PhysicalExprRef;
 use super::keys::Keys;
 use super::right::Right;
 
+/// Batches of fewer labels are joined.
+const BATCH_ROWS_MIN: usize = 4096;
 /// How many labels per range are looked at to place the ranges' borders.
 const SAMPLES_PER_RANGE: usize = 64;
 
@@ -25,6 +27,8 @@ pub(in crate::exec::asof) struct LabelExprs {
 #[derive(Debug)]
 pub(super) struct Labels<K> {
     batches: Vec<RecordBatch>,
+    /// Batches that are still to be joined into one.
+    small: Vec<RecordBatch>,
     /// First label of each batch.
     starts: Vec<u32>,
     pub(super) keys: K,
@@ -49,6 +53,7 @@ impl<K: Keys> Labels<K> {
     pub(super) fn new(encoder: &K::Encoder, rights: &[std::sync::Arc<Right>]) -> Self {
         Self {
             batches: Vec::new(),
+            small: Vec::new(),
             starts: Vec::new(),
             keys: K::empty(encoder, 0),
             times: Vec::new(),
@@ -98,18 +103,35 @@ impl<K: Keys> Labels<K> {
                 known_us.extend(bounds.iter().map(|bound| Some(Right::latest_known_us(known_by, bound?))));
             }
         }
-        self.starts.push(start);
         Ok(())
     }
 
     /// The columns to put out of the batch that was pushed.
-    pub(super) fn keep(&mut self, columns: RecordBatch) {
+    pub(super) fn keep(&mut self, columns: RecordBatch) -> Result<()> {
         self.bytes += slice_bytes(&columns);
-        self.batches.push(columns);
+        self.small.push(columns);
+        let rows: usize = self.small.iter().map(RecordBatch::num_rows).sum();
+        if rows >= BATCH_ROWS_MIN { self.join_small() } else { Ok(()) }
+    }
+
+    /// Every output gathers from every batch, so there should not be many.
+    fn join_small(&mut self) -> Result<()> {
+        let small = std::mem::take(&mut self.small);
+        let Some(first) = small.first() else { return Ok(()) };
+        let start = self.starts.last().copied().unwrap_or(0);
+        let before = self.batches.last().map_or(0, |batch| batch.num_rows() as u32);
+        self.starts.push(start + before);
+        self.batches.push(if small.len() == 1 {
+            first.clone()
+        } else {
+            concat_batches(&first.schema(), &small)?
+        });
+        Ok(())
     }
 
     /// Splits the labels into about `count` ranges by (key, time); each is still to be sorted.
-    pub(super) fn split(&mut self, encoder: &K::Encoder, count: usize) -> Vec<Range> {
+    pub(super) fn split(&mut self, encoder: &K::Encoder, count: usize) -> Result<Vec<Range>> {
+        self.join_small()?;
         let usable = std::mem::take(&mut self.usable);
         let mut ranges: Vec<Range> = Vec::new();
         ranges.resize_with(count.max(1), Range::default);
@@ -129,7 +151,7 @@ impl<K: Keys> Labels<K> {
             ranges[index].unusable.push(row);
         }
         ranges.retain(|range| !range.rows.is_empty() || !range.unusable.is_empty());
-        ranges
+        Ok(ranges)
     }
 
     /// The label columns of `rows`, in that order.

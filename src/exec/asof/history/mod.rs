@@ -1,4 +1,4 @@
-//! The ASOF join against history in sorted data files: no sort, no exchange, no merge of files.
+//! The ASOF join against the data files of its right side: no exchange, and for sorted files no sort and no merge.
 //!
 //! ```text
 //! labels ─ collect ─ sort by (entity key, time) ─┬ range 0 ┐          files, each sorted by (entity key, event time)
@@ -14,6 +14,9 @@
 //! Files are visited from the nearest in time, and a label that no farther file can better is not looked up again; so
 //! files, pages and rows that no label needs are not read. Labels that do not fit into memory are joined in passes, each
 //! with as many as fit; the history is read again for each. Rows come out in any order.
+//!
+//! Files in another order, or in none, are searched the same way, but all their keys and times are read, and those of a
+//! range sorted in memory.
 //!
 //! Several joins of the same label columns run as one: the labels are sorted once.
 

@@ -104,7 +104,8 @@ impl Right {
             (up(time + strict), self.reach.map_or(i128::MAX, |reach| down(time + reach)))
         };
         let clamp = |value: i128| value.clamp(i64::MIN.into(), i64::MAX.into()) as i64;
-        let beyond = if self.backward { near < i64::MIN.into() } else { near > i64::MAX.into() };
+        let (low, high) = if self.backward { (far, near) } else { (near, far) };
+        let beyond = high < i64::MIN.into() || low > i64::MAX.into();
         if beyond { Window::empty(self.backward) } else { Window { near: clamp(near), far: clamp(far) } }
     }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use datafusion::arrow::array::{ArrayRef, RecordBatch};
 use datafusion::arrow::compute::cast;
-use datafusion::common::{Result, resources_datafusion_err};
+use datafusion::common::{Result, internal_err, resources_datafusion_err};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::TaskContext;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryLimit, MemoryReservation};
@@ -154,6 +154,8 @@ struct State<K> {
     /// A batch that did not fit into the pass before.
     waiting: Option<RecordBatch>,
     pass: Option<Arc<Pass<K>>>,
+    /// Whether labels are being read; found set by the next one to ask where whoever read them was dropped.
+    is_collecting: bool,
 }
 
 impl<K> std::fmt::Debug for State<K> {
@@ -177,7 +179,7 @@ impl<K: Keys> Source<K> {
             1 => left.execute(0, Arc::clone(context))?,
             _ => CoalescePartitionsExec::new(Arc::clone(left)).execute(0, Arc::clone(context))?,
         };
-        let state = State { left: Some(left), waiting: None, pass: None };
+        let state = State { left: Some(left), waiting: None, pass: None, is_collecting: false };
         Ok(Self {
             encoder: K::encoder(&exprs.key_types)?,
             exprs,
@@ -216,7 +218,14 @@ impl<K: Keys> Source<K> {
                 }
                 state.pass = None;
             }
-            match self.collect(&mut state, context).await? {
+            if std::mem::replace(&mut state.is_collecting, true) {
+                return internal_err!(
+                    "the labels of an ASOF join were lost when a partition of it was dropped"
+                );
+            }
+            let pass = self.collect(&mut state, context).await;
+            state.is_collecting = false;
+            match pass? {
                 Some(pass) => state.pass = Some(Arc::new(pass)),
                 None => return Ok(None),
             }
@@ -258,7 +267,7 @@ impl<K: Keys> Source<K> {
                 break;
             }
             labels.push(&batch, &self.exprs, &self.encoder, &self.rights)?;
-            labels.keep(batch.project(&self.label_columns)?);
+            labels.keep(batch.project(&self.label_columns)?)?;
         }
         drop(timer);
         if labels.len() == 0 {
@@ -268,7 +277,8 @@ impl<K: Keys> Source<K> {
         self.metrics.labels.add(labels.len());
         let ranges = {
             let _timer = self.metrics.sort_time.timer();
-            let mut ranges = labels.split(&self.encoder, self.range_count(&labels, pool.memory_limit()));
+            let count = self.range_count(&labels, pool.memory_limit());
+            let mut ranges = labels.split(&self.encoder, count)?;
             ranges.reverse();
             ranges
         };

@@ -312,6 +312,31 @@ async fn joins_of_the_same_labels_run_as_one() {
     }
 }
 
+/// A column that the query calls `_ingested_at` orders ties and bounds knowledge, whatever the store knows.
+#[tokio::test]
+async fn another_ingestion_time_is_not_the_tables_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = written(dir.path()).await;
+    let labels = labels(400);
+    let sql = "SELECT count(*), count(r.value), sum(r.value) FROM l ASOF JOIN \
+        (SELECT number, ts, value, to_timestamp_micros(CAST(value AS BIGINT)) AS _ingested_at, _sequence FROM h) r \
+        MATCH_CONDITION (l.ts >= r.ts AND to_timestamp_micros(9000) >= r._ingested_at) ON l.number = r.number";
+    let renamed = "SELECT count(*), sum(r.value) FROM l ASOF JOIN \
+        (SELECT number, ts, value, ts AS _ingested_at FROM h) r MATCH_CONDITION (l.ts >= r.ts) ON l.number = r.number";
+    let mut answers = Vec::new();
+    for strategy in ["auto", "partitioned_merge"] {
+        let context = context(2, 1024);
+        let source = MemTable::try_new(labels.schema(), vec![vec![labels.clone()]]).unwrap();
+        context.register_table("l", Arc::new(source)).unwrap();
+        context.register_table("h", Arc::clone(&table) as _).unwrap();
+        run(&context, &format!("SET fletching.asof_strategy = '{strategy}'")).await.unwrap();
+        let plan = text(&context, &format!("EXPLAIN {renamed}")).await;
+        assert!(plan.contains("strategy=partitioned merge"), "{plan}");
+        answers.push(text(&context, sql).await);
+    }
+    assert_eq!(answers[0], answers[1]);
+}
+
 #[tokio::test]
 async fn why_a_strategy_was_not_taken_is_said() {
     let dir = tempfile::tempdir().unwrap();
