@@ -42,7 +42,7 @@ format-check:
 test-rust: export RUSTC_WORKSPACE_WRAPPER := clippy-driver
 test-rust: export CLIPPY_ARGS := -Dwarnings__CLIPPY_HACKERY__
 test-rust: redis ## clippy, unit and integration tests; leaves the binary
-	cargo test --locked
+	cargo test --locked --all-targets
 
 test-clients: redis $(VENV)/.ready | test-rust ## the stock drivers against the built binary
 	$(VENV)/bin/python -m pytest tests/clients

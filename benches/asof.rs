@@ -52,7 +52,8 @@ fn sort(c: &mut Criterion) {
 /// One packed run of dictionary indices of 12 bits, as a page of a column of some thousand distinct values has them.
 fn take(c: &mut Criterion) {
     const PAGE: usize = 16_000;
-    let mut page = vec![(PAGE / 8 << 1 | 1) as u8 | 0x80, (PAGE / 8 >> 6) as u8];
+    let header = ((PAGE / 8) << 1) | 1;
+    let mut page = vec![(header & 0x7f) as u8 | 0x80, (header >> 7) as u8];
     page.extend((0..PAGE * 12 / 8).map(|byte| scattered(byte, 256) as u8));
     let mut group = c.benchmark_group("values of a page, one in");
     for step in [1, 13, 100] {
