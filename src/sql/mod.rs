@@ -16,6 +16,7 @@ mod statement;
 mod system;
 mod temp;
 mod time_travel;
+mod walk;
 
 pub use bulk::{IfExists, IfNotExists, IngestTarget, TableEntry};
 pub use engine::Engine;

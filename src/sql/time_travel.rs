@@ -23,9 +23,9 @@ use datafusion::logical_expr::planner::{
 use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{Expr, LogicalPlanBuilder};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
-use datafusion::sql::parser::{CopyToSource, Statement};
+use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{
-    Expr as SqlExpr, FunctionArg, FunctionArgExpr, TableFactor, TableVersion, VisitMut, VisitorMut,
+    Expr as SqlExpr, FunctionArg, FunctionArgExpr, TableFactor, TableVersion, VisitorMut,
 };
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
@@ -34,6 +34,7 @@ use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
 use super::feature_group_table::FeatureGroupTable;
 use super::insert::PlainTable;
+use super::walk::walk;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::offline::IcebergTable;
@@ -107,20 +108,7 @@ fn version_kind(tokens: &[TokenWithSpan], window: &[usize]) -> Option<&'static s
 
 /// Turns calls that [`rewrite_tokens`] made into tables with a version, inside EXPLAIN and COPY too.
 pub(super) fn rewrite_statement(statement: &mut Statement) {
-    match statement {
-        Statement::Statement(statement) => rewrite(statement.as_mut()),
-        Statement::Explain(explain) => rewrite_statement(&mut explain.statement),
-        Statement::CopyTo(copy) => {
-            if let CopyToSource::Query(query) = &mut copy.source {
-                rewrite(query.as_mut());
-            }
-        }
-        Statement::CreateExternalTable(_) | Statement::Reset(_) => {}
-    }
-}
-
-fn rewrite(node: &mut impl VisitMut) {
-    let _: ControlFlow<()> = node.visit(&mut Versions);
+    walk(statement, &mut Versions);
 }
 
 struct Versions;

@@ -54,7 +54,7 @@ pub(super) async fn choose(node: &AsofJoin, left: &Side<'_>, state: &SessionStat
     let choice = against_files(node, left).await?;
     if let (Choice::Partitioned(reason), Some(super::Strategy::Files)) = (&choice, forced) {
         return Err(crate::error::Error::unsupported(format!(
-            "fletching.asof_strategy is files, but {reason}: RESET it or set it to auto"
+            "fletching.asof_strategy is files, but {reason}: SET it to 'auto'"
         ))
         .into());
     }
@@ -178,7 +178,8 @@ fn scanned(plan: &LogicalPlan) -> Option<Scanned> {
     }
 }
 
-fn as_column(expr: &Expr) -> Option<&Column> {
+/// The column that an expression passes on, perhaps renamed.
+pub(crate) fn as_column(expr: &Expr) -> Option<&Column> {
     match expr {
         Expr::Column(column) => Some(column),
         Expr::Alias(alias) => as_column(&alias.expr),

@@ -13,6 +13,7 @@ mod planner;
 mod spec;
 mod stream;
 
+pub(crate) use choice::as_column;
 pub(crate) use node::AsofJoin;
 pub(crate) use options::AsofOptions;
 use options::Strategy;

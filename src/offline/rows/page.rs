@@ -7,7 +7,7 @@ use datafusion::arrow::datatypes::DataType;
 use parquet::basic::{Encoding, Type};
 use parquet::column::page::Page;
 
-use super::runs::Runs;
+use super::runs::{Runs, corrupt};
 use crate::error::{Error, Result};
 
 /// Whether the values of a column chunk with these encodings can be read out of order; see [`Gather`].
@@ -347,8 +347,4 @@ impl Entries<'_> {
 
 fn too_few() -> Error {
     corrupt("fewer values than its header says")
-}
-
-fn corrupt(what: &str) -> Error {
-    Error::corrupt(format!("a Parquet page holds {what}"))
 }

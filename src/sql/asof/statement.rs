@@ -6,26 +6,19 @@
 
 use std::ops::ControlFlow;
 
-use datafusion::sql::parser::{CopyToSource, Statement};
+use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{
     ExcludeSelectItem, Expr, Ident, Join, JoinConstraint, JoinOperator, ObjectName, ObjectNamePart, Query,
     ReplaceSelectElement, ReplaceSelectItem, Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr,
     TableFactor, TableWithJoins, VisitMut, VisitorMut, WildcardAdditionalOptions,
 };
 
+use crate::sql::walk::walk;
+
 /// Rewrites the ASOF joins of every query in `statement`; to be called after
 /// [`rewrite_tokens`](super::rewrite_tokens) and parsing, before planning.
 pub(crate) fn rewrite_statement(statement: &mut Statement) {
-    match statement {
-        Statement::Statement(statement) => visit(statement.as_mut()),
-        Statement::Explain(explain) => rewrite_statement(&mut explain.statement),
-        Statement::CopyTo(copy) => {
-            if let CopyToSource::Query(query) = &mut copy.source {
-                visit(query.as_mut());
-            }
-        }
-        Statement::CreateExternalTable(_) | Statement::Reset(_) => {}
-    }
+    walk(statement, &mut Rewriter);
 }
 
 /// Whether [`rewrite_statement`] made this table factor out of an ASOF join.
@@ -40,10 +33,6 @@ pub(super) fn is_asof(factor: &TableFactor) -> bool {
 
 fn is_asof_join(join: &Join) -> bool {
     join.global || matches!(join.join_operator, JoinOperator::AsOf { .. })
-}
-
-fn visit(node: &mut impl VisitMut) {
-    let _: ControlFlow<()> = node.visit(&mut Rewriter);
 }
 
 struct Rewriter;

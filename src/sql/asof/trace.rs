@@ -7,6 +7,7 @@ use datafusion::common::{Column, Result};
 use datafusion::datasource::{provider_as_source, source_as_provider};
 use datafusion::logical_expr::{Expr, Filter, LogicalPlan, Projection, SubqueryAlias, TableScan};
 
+use crate::exec::asof::as_column;
 use crate::model::{FeatureGroup, INGESTED_AT, SEQUENCE};
 use crate::sql::{FeatureGroupTable, PlainTable};
 
@@ -36,14 +37,6 @@ pub(super) fn trace(plan: &LogicalPlan, column: &Column) -> Option<Source> {
         LogicalPlan::Filter(_) | LogicalPlan::Sort(_) | LogicalPlan::Limit(_) => {
             plan.inputs().first().and_then(|input| trace(input, column))
         }
-        _ => None,
-    }
-}
-
-fn as_column(expr: &Expr) -> Option<&Column> {
-    match expr {
-        Expr::Column(column) => Some(column),
-        Expr::Alias(alias) => as_column(&alias.expr),
         _ => None,
     }
 }

@@ -6,28 +6,17 @@
 
 use std::ops::ControlFlow;
 
-use datafusion::sql::parser::{CopyToSource, Statement};
+use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{
     Expr, FunctionArg, FunctionArgExpr, Join, JoinOperator, ObjectName, TableAlias, TableFactor,
-    TableFunctionArgs, TableWithJoins, VisitMut, VisitorMut,
+    TableFunctionArgs, TableWithJoins, VisitorMut,
 };
+
+use crate::sql::walk::walk;
 
 /// Rewrites every `LATEST(…)` of a statement, inside EXPLAIN and COPY too. Call it once.
 pub(crate) fn rewrite_statement(statement: &mut Statement) {
-    match statement {
-        Statement::Statement(statement) => rewrite(statement.as_mut()),
-        Statement::Explain(explain) => rewrite_statement(&mut explain.statement),
-        Statement::CopyTo(copy) => {
-            if let CopyToSource::Query(query) = &mut copy.source {
-                rewrite(query.as_mut());
-            }
-        }
-        Statement::CreateExternalTable(_) | Statement::Reset(_) => {}
-    }
-}
-
-fn rewrite(node: &mut impl VisitMut) {
-    let _ = node.visit(&mut Carriers);
+    walk(statement, &mut Carriers);
 }
 
 struct Carriers;

@@ -237,7 +237,8 @@ impl<'a, K: Keys> Lookup<'a, K> {
         let pages = &file.pages;
         let ranges = match self.right.is_sorted {
             true => search::pages::<K>(open, wanted, &pages.rows, &pages.min, &pages.max),
-            false => pages.rows.iter().filter(|_| open.iter().any(wanted)).cloned().collect(),
+            false if open.iter().any(wanted) => pages.rows.clone(),
+            false => Vec::new(),
         };
         if ranges.is_empty() {
             return Ok(());
