@@ -7,7 +7,9 @@ use arrow_flight::flight_service_server::FlightServiceServer;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tonic::transport::Server;
+use tower::util::MapResponseLayer;
 
+use super::body;
 use super::drain::Drain;
 use super::listener::incoming;
 use super::running::Running;
@@ -77,6 +79,7 @@ impl Door {
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .http2_max_header_list_size(HEADER_BYTES_MAX)
+            .layer(MapResponseLayer::new(body::attach))
             .add_service(service);
         let closing = Arc::clone(&drain);
         let serving = tokio::spawn(server.serve_with_incoming_shutdown(connections, async move {

@@ -1,11 +1,13 @@
 //! The door: Arrow Flight SQL over gRPC. No other room of the server names tonic or arrow_flight.
 
 mod actions;
+mod body;
 mod commands;
 mod door;
 mod drain;
 mod handle;
 mod listener;
+mod message;
 mod metadata;
 mod put;
 mod query;

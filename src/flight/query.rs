@@ -8,13 +8,14 @@ use arrow::datatypes::{Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::ipc::writer::IpcWriteOptions;
 use arrow_flight::sql::{ProstMessageExt, TicketStatementQuery};
-use arrow_flight::{FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, IpcMessage, SchemaAsIpc};
+use arrow_flight::{FlightDescriptor, FlightEndpoint, FlightInfo, IpcMessage, SchemaAsIpc};
 use bytes::Bytes;
 use futures::StreamExt;
-use prost::Message;
+use prost::Message as _;
 use uuid::Uuid;
 
 use super::handle::{Statement, Ticket};
+use super::message::Message;
 use super::stream::{Answers, encode};
 use crate::error::{Error, Result};
 use crate::sql::{Prepared, Session, StatementKind};
@@ -56,7 +57,7 @@ pub(super) fn info(
 }
 
 /// The result of a ticket. The query runs as fast as the client reads, and stops when it goes.
-pub(super) async fn fetch(session: &Session, ticket: Ticket) -> Result<Answers<FlightData>> {
+pub(super) async fn fetch(session: &Session, ticket: Ticket) -> Result<Answers<Message>> {
     match ticket {
         Ticket::Query { statement, .. } => {
             let batches = session.query(&statement.sql, statement.parameters()?.as_ref()).await?;
@@ -79,7 +80,7 @@ pub(super) fn schema_bytes(schema: &Schema) -> Result<Bytes> {
 }
 
 /// A batch that is here already, as a stream.
-pub(super) fn fetch_batch(batch: RecordBatch) -> Answers<FlightData> {
+pub(super) fn fetch_batch(batch: RecordBatch) -> Answers<Message> {
     encode(batch.schema(), futures::stream::iter([Ok(batch)]))
 }
 

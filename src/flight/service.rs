@@ -12,10 +12,12 @@ use futures::stream::{self, StreamExt};
 use tonic::{Request as Call, Response, Status, Streaming, async_trait};
 
 use super::actions::{self, Known};
+use super::body;
 use super::commands::Request;
 use super::drain::{Drain, InFlight};
 use super::handle::Ticket;
 use super::listener::ConnectionId;
+use super::message::Message;
 use super::metadata;
 use super::put;
 use super::query;
@@ -92,7 +94,7 @@ impl Service {
         Ok(SchemaResult { schema: query::schema_bytes(&schema)? })
     }
 
-    async fn fetch(&self, call: Call<FlightTicket>) -> Result<Answers<FlightData>> {
+    async fn fetch(&self, call: Call<FlightTicket>) -> Result<Answers<Message>> {
         let (session, in_flight) = self.enter(&call, false)?;
         let (answers, query_id) = self
             .until_stopped(async {
@@ -194,7 +196,7 @@ impl FlightService for Service {
     }
 
     async fn do_get(&self, call: Call<FlightTicket>) -> Result<Response<Self::DoGetStream>, Status> {
-        Ok(Response::new(self.fetch(call).await?))
+        Ok(body::answer(self.fetch(call).await?))
     }
 
     async fn do_put(&self, call: Call<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {

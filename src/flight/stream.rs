@@ -7,13 +7,15 @@ use std::task::{Context, Poll, ready};
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, SchemaRef};
-use arrow_flight::FlightData;
+use arrow::ipc::writer::IpcWriteOptions;
 use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::error::FlightError;
+use arrow_flight::{FlightData, SchemaAsIpc};
 use futures::future::BoxFuture;
-use futures::stream::{BoxStream, Stream, StreamExt};
+use futures::stream::{self, BoxStream, Stream, StreamExt};
 use tonic::Status;
 
+use super::message::Message;
 use super::status::from_encoder;
 use crate::error::{Error, Result};
 
@@ -27,15 +29,21 @@ pub(super) type Answers<T> = BoxStream<'static, Result<T, Status>>;
 pub(super) fn encode(
     schema: SchemaRef,
     batches: impl Stream<Item = Result<RecordBatch>> + Send + Unpin + 'static,
-) -> Answers<FlightData> {
-    let pieces = Pieces { batches, waiting: VecDeque::new() }
-        .map(|piece| piece.map_err(|error| FlightError::from_external_error(Box::new(error))));
+) -> Answers<Message> {
+    let pieces = Pieces { batches, waiting: VecDeque::new() };
+    if Message::takes(&schema) {
+        let first = FlightData::from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default()));
+        let batches = pieces.map(|piece| Message::of_batch(&piece?));
+        let messages = stream::iter([first.try_into()]).chain(batches);
+        return messages.map(|message| message.map_err(Status::from)).boxed();
+    }
+    let pieces = pieces.map(|piece| piece.map_err(|error| FlightError::from_external_error(Box::new(error))));
     FlightDataEncoderBuilder::new()
         .with_schema(schema)
         // Its own splitting counts the buffers that slices share, and so cuts slices far too small.
         .with_max_flight_data_size(usize::MAX)
         .build(pieces)
-        .map(|message| message.map_err(from_encoder))
+        .map(|message| Ok(message.map_err(from_encoder)?.try_into()?))
         .boxed()
 }
 
@@ -115,7 +123,7 @@ impl<T: Send + 'static, H: Unpin> Stream for Stoppable<T, H> {
         let Some(stop) = &mut self.stop else { return Poll::Ready(None) };
         if let Poll::Ready(error) = stop.as_mut().poll(cx) {
             self.stop = None;
-            self.answers = futures::stream::empty().boxed(); // drops the query now, not with the connection
+            self.answers = stream::empty().boxed(); // drops the query now, not with the connection
             return Poll::Ready(Some(Err(error.into())));
         }
         self.answers.poll_next_unpin(cx)
@@ -130,13 +138,25 @@ mod tests {
     use arrow::datatypes::Float64Type;
     use arrow_flight::decode::FlightRecordBatchStream;
     use futures::TryStreamExt;
+    use prost::Message as _;
+
+    /// The message as a client decodes it.
+    fn received(message: Message) -> FlightData {
+        let bytes = message.into_parts().flatten().collect::<Vec<u8>>();
+        assert_eq!(
+            (bytes[0], u32::from_be_bytes(bytes[1..5].try_into().unwrap())),
+            (0, bytes.len() as u32 - 5)
+        );
+        FlightData::decode(&bytes[5..]).unwrap()
+    }
 
     async fn round_trip(batches: Vec<RecordBatch>) -> (Vec<usize>, Vec<RecordBatch>) {
         let schema = batches[0].schema();
-        let messages: Vec<FlightData> =
-            encode(schema, futures::stream::iter(batches.into_iter().map(Ok))).try_collect().await.unwrap();
+        let messages: Vec<Message> =
+            encode(schema, stream::iter(batches.into_iter().map(Ok))).try_collect().await.unwrap();
+        let messages: Vec<FlightData> = messages.into_iter().map(received).collect();
         let sizes = messages.iter().map(|message| message.data_body.len()).collect();
-        let messages = futures::stream::iter(messages.into_iter().map(Ok));
+        let messages = stream::iter(messages.into_iter().map(Ok));
         (sizes, FlightRecordBatchStream::new_from_flight_data(messages).try_collect().await.unwrap())
     }
 
@@ -179,7 +199,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stopped_stream_ends_with_the_error() {
-        let endless = futures::stream::repeat_with(|| Ok(1)).boxed();
+        let endless = stream::repeat_with(|| Ok(1)).boxed();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let reason = Box::pin(async move {
             let _ = stopped.await;

@@ -78,7 +78,7 @@ struct Target {
     io: FileIO,
     directory: String,
     schema: SchemaRef,
-    parquet: ParquetWriterBuilder,
+    table_schema: iceberg::spec::SchemaRef,
     partition_spec_id: i32,
     order: Option<TableOrder>,
 }
@@ -92,19 +92,24 @@ impl Target {
         }
         let schema: SchemaRef = Arc::new(schema_to_arrow_schema(metadata.current_schema()).map_err(failed)?);
         let order = TableOrder::of(metadata, metadata.current_schema(), &schema);
-        let parquet = ParquetWriterBuilder::new_with_match_mode(
-            properties(&schema, order.as_ref()),
-            Arc::clone(metadata.current_schema()),
-            FieldMatchMode::Name,
-        );
         Ok(Self {
             io: io.clone(),
             directory: format!("{}/data/{}", metadata.location(), Uuid::now_v7()),
             schema,
-            parquet,
+            table_schema: Arc::clone(metadata.current_schema()),
             partition_spec_id: metadata.default_partition_spec_id(),
             order,
         })
+    }
+
+    /// What writes a file that begins with these rows.
+    fn parquet(&self, sample: Option<&RecordBatch>) -> ParquetWriterBuilder {
+        let properties = properties(&self.schema, self.order.as_ref(), sample);
+        ParquetWriterBuilder::new_with_match_mode(
+            properties,
+            Arc::clone(&self.table_schema),
+            FieldMatchMode::Name,
+        )
     }
 
     /// Re-labels a batch with the table's own Arrow types (field ids, `+00:00` for UTC): values do not change.
@@ -134,7 +139,7 @@ async fn write_as_they_come(
 ) -> Result<(Vec<DataFile>, u64)> {
     let locations = DefaultLocationGenerator::with_data_location(target.directory.clone());
     let names = DefaultFileNameGenerator::new("part".to_owned(), None, DataFileFormat::Parquet);
-    let (parquet, io) = (target.parquet.clone(), target.io.clone());
+    let (parquet, io) = (target.parquet(None), target.io.clone());
     let mut writer = RollingFileWriterBuilder::new(parquet, FILE_BYTES_TARGET, io, locations, names).build();
     let mut rows = 0;
     while let Some(batch) = batches.try_next().await? {

@@ -5,8 +5,8 @@ use super::merge::{Knowledge, Merge, Rules, Side};
 
 /// Labels in the order of (key, time): their rows in `keys` and `times`.
 pub fn sort_labels(keys: &[i64], times: &[i64]) -> Vec<u32> {
-    let rows = (0..keys.len() as u32).collect();
-    Integers::from(keys.to_vec()).sorted(&(), times, rows).rows
+    let rows: Vec<u32> = (0..keys.len() as u32).collect();
+    Integers::from(keys.to_vec()).sorted(&(), times, &rows).order
 }
 
 /// How many labels find a row at or before their time. Both sides ascend by (key, time).

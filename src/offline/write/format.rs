@@ -1,7 +1,8 @@
 //! Parquet as this store writes it, and Iceberg's description of a file that is written.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
+use datafusion::arrow::array::{Array, ArrayRef, RecordBatch};
 use datafusion::arrow::datatypes::{DataType, Schema as ArrowSchema};
 use iceberg::spec::{
     DataContentType, DataFile, DataFileBuilder, Datum, PrimitiveLiteral, PrimitiveType, Struct,
@@ -18,13 +19,17 @@ const PAGE_ROWS_MAX: usize = 10_000;
 /// Whoever reads one row of a column reads its dictionary.
 const DICTIONARY_BYTES_MAX: usize = 256 * 1024;
 
-/// A page that compression leaves larger than this part of it stays as it is, and is read without a copy.
-const COMPRESSED_RATIO_MAX: f64 = 0.85;
+/// A page that compression leaves larger than this part of it stays as it is: single values are read from it without a
+/// copy, and to read it whole from memory is cheaper than to decompress it.
+const COMPRESSED_RATIO_MAX: f64 = 0.5;
 
 /// Longer bounds are shortened in manifests, which every query reads.
 const BOUND_BYTES_MAX: usize = 64;
 
-/// How files of `schema` are written; `order` is that of their rows, if they have one.
+/// Of values of which more than this part are different, a dictionary would soon be full, and only be in the way.
+const DISTINCT_RATIO_MAX: f64 = 0.9;
+
+/// How files of `schema` are written; `order` is that of their rows, if they have one, and `sample` some of them.
 ///
 /// - LZ4 decodes markedly faster than zstd, for a tenth more bytes.
 /// - Values that are not in a dictionary lie in plain slots, which are read one by one without what is between.
@@ -33,7 +38,11 @@ const BOUND_BYTES_MAX: usize = 64;
 /// - The first key has no bloom filter: rows are sorted by it, so the page index finds its one page in fewer
 ///   bytes than the filter has. The other keys are spread over every page.
 /// - Statistics of column chunks are whole, because a shortened one would be left out of the file's bounds.
-pub(super) fn properties(schema: &ArrowSchema, order: Option<&TableOrder>) -> WriterProperties {
+pub(super) fn properties(
+    schema: &ArrowSchema,
+    order: Option<&TableOrder>,
+    sample: Option<&RecordBatch>,
+) -> WriterProperties {
     let mut properties = WriterProperties::builder()
         .set_compression(Compression::LZ4_RAW)
         .set_writer_version(WriterVersion::PARQUET_2_0)
@@ -44,8 +53,13 @@ pub(super) fn properties(schema: &ArrowSchema, order: Option<&TableOrder>) -> Wr
         .set_dictionary_page_size_limit(DICTIONARY_BYTES_MAX)
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_statistics_truncate_length(None);
-    let Some(order) = order else { return properties.build() };
     let path = |name: &str| ColumnPath::new(vec![name.to_owned()]);
+    for (field, values) in sample.iter().flat_map(|s| s.schema_ref().fields().iter().zip(s.columns())) {
+        if rarely_repeats(values) {
+            properties = properties.set_column_dictionary_enabled(path(field.name()), false);
+        }
+    }
+    let Some(order) = order else { return properties.build() };
     for name in &order.columns {
         if schema.field_with_name(name).is_ok_and(|f| is_packed(f.data_type())) {
             properties = properties
@@ -57,6 +71,17 @@ pub(super) fn properties(schema: &ArrowSchema, order: Option<&TableOrder>) -> Wr
         properties = properties.set_column_bloom_filter_enabled(path(name), true);
     }
     properties.build()
+}
+
+/// Whether nearly all values of a column are different, as far as a look at so many of them tells.
+fn rarely_repeats(values: &ArrayRef) -> bool {
+    let data = values.to_data();
+    let different = match data.data_type().primitive_width() {
+        Some(8) => data.buffer::<u64>(0)[..data.len()].iter().copied().collect::<HashSet<u64>>().len(),
+        Some(4) => data.buffer::<u32>(0)[..data.len()].iter().copied().collect::<HashSet<u32>>().len(),
+        _ => return false,
+    };
+    different as f64 > data.len() as f64 * DISTINCT_RATIO_MAX
 }
 
 fn is_packed(data_type: &DataType) -> bool {

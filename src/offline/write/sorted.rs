@@ -177,8 +177,12 @@ async fn write_file(
     let sorting = Arc::clone(&chunk);
     let rows = tokio::task::spawn_blocking(move || sorting.0.sorted(rows)).await.map_err(stopped)??;
     let output = target.io.new_output(format!("{}/part-{number:05}.parquet", target.directory));
-    let mut writer = target.parquet.build(output.map_err(failed)?).await.map_err(failed)?;
-    for slice in rows.chunks(SLICE_ROWS) {
+    let (first, others) = rows.split_at(rows.len().min(SLICE_ROWS));
+    let first = chunk.0.take(first)?;
+    let mut writer = target.parquet(Some(&first)).build(output.map_err(failed)?).await.map_err(failed)?;
+    writer.write(&first).await.map_err(failed)?;
+    drop(first);
+    for slice in others.chunks(SLICE_ROWS) {
         writer.write(&chunk.0.take(slice)?).await.map_err(failed)?;
         tokio::task::yield_now().await;
     }

@@ -13,9 +13,7 @@ use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_expr::{EquivalenceProperties, Partitioning, PhysicalExprRef};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
-use datafusion::physical_plan::metrics::{
-    BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet, RecordOutput,
-};
+use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
 use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
@@ -154,7 +152,7 @@ impl AsofHistoryExec {
     fn start<K: Keys>(&self, context: &Arc<TaskContext>) -> Result<Arc<Source<K>>> {
         let files = self.rights.iter().map(|right| right.files.len()).sum();
         let metrics = Metrics::new(&self.metrics, files);
-        let (exprs, columns) = (Arc::clone(&self.exprs), Arc::clone(&self.label_columns));
+        let (exprs, columns) = (Arc::clone(&self.exprs), &self.label_columns);
         let source = Source::start(&self.left, exprs, self.rights.clone(), columns, metrics, context)?;
         Ok(Arc::new(source))
     }
@@ -183,7 +181,7 @@ impl AsofHistoryExec {
 /// One partition: claims ranges until none is left.
 struct Run<K: Keys> {
     source: Arc<Source<K>>,
-    joined: Option<Joined<K>>,
+    joined: Option<Joined>,
     schema: SchemaRef,
     order: Arc<[usize]>,
     rows: usize,
@@ -197,14 +195,15 @@ impl<K: Keys> Run<K> {
             if let Some(joined) = &mut self.joined {
                 let _timer = self.source.metrics.output_time.timer();
                 if let Some(batch) = joined.next(&self.schema, &self.order, self.rows)? {
-                    return Ok(Some(batch.record_output(&self.baseline)));
+                    self.baseline.record_output(batch.num_rows());
+                    return Ok(Some(batch));
                 }
                 self.joined = None;
             }
             let Some((pass, range)) = self.source.claim(&self.context).await? else {
                 return Ok(None);
             };
-            self.joined = Some(range::join(&self.source, pass, range, &self.context).await?);
+            self.joined = Some(range::join(&self.source, &pass, range, &self.context).await?);
         }
     }
 }

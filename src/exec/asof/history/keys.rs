@@ -60,10 +60,11 @@ impl KeyKind {
     }
 }
 
-/// Rows in the order of (key, time).
+/// Some rows in the order of (key, time).
 #[derive(Debug)]
 pub(in crate::exec::asof) struct Sorted<K> {
-    pub(in crate::exec::asof) rows: Vec<u32>,
+    /// Their places before.
+    pub(in crate::exec::asof) order: Vec<u32>,
     pub(in crate::exec::asof) keys: K,
     pub(in crate::exec::asof) times: Vec<i64>,
 }
@@ -75,6 +76,8 @@ pub(in crate::exec::asof) trait Keys: Sized + Send + Sync + Debug + 'static {
     type Bound: Debug + Send + Sync;
     /// What turns columns into keys.
     type Encoder: Debug + Send + Sync;
+    /// Whether a key is one integer.
+    const ARE_INTEGERS: bool;
 
     fn encoder(types: &[DataType]) -> Result<Self::Encoder>;
     /// No keys, with room for those of `rows` rows.
@@ -87,11 +90,14 @@ pub(in crate::exec::asof) trait Keys: Sized + Send + Sync + Debug + 'static {
     fn get(&self, index: usize) -> Self::Key<'_>;
     /// How the key at `index` compares to another one.
     fn compare_at(&self, index: usize, key: Self::Key<'_>) -> Ordering;
-    /// `rows` by key, then time, then row, with their keys and times.
-    fn sorted(&self, encoder: &Self::Encoder, times: &[i64], rows: Vec<u32>) -> Sorted<Self>;
+    /// `rows` by key, then time, then place.
+    fn sorted(&self, encoder: &Self::Encoder, times: &[i64], rows: &[u32]) -> Sorted<Self>;
 
     /// The key columns of `rows`, of a type that casts to the key's own.
     fn columns(&self, encoder: &Self::Encoder, rows: &[u32]) -> Result<Vec<ArrayRef>>;
+
+    /// All keys as one column of integers, if that is what they are.
+    fn into_integers(self) -> Option<ArrayRef>;
 
     /// Bounds of the first key column; `None` where unknown.
     fn bounds(encoder: &Self::Encoder, values: &ArrayRef) -> Result<Vec<Option<Self::Bound>>>;
@@ -120,6 +126,7 @@ impl Keys for Integers {
     type Key<'a> = i64;
     type Bound = i64;
     type Encoder = ();
+    const ARE_INTEGERS: bool = true;
 
     fn encoder(_types: &[DataType]) -> Result<()> {
         Ok(())
@@ -152,18 +159,21 @@ impl Keys for Integers {
         self.0[index].cmp(&key)
     }
 
-    fn sorted(&self, _encoder: &(), times: &[i64], mut rows: Vec<u32>) -> Sorted<Self> {
-        let mut sorted: Vec<(i64, i64, u32)> =
-            rows.iter().map(|row| (self.0[*row as usize], times[*row as usize], *row)).collect();
+    fn sorted(&self, _encoder: &(), times: &[i64], rows: &[u32]) -> Sorted<Self> {
+        let place = |(place, row): (usize, &u32)| (self.0[*row as usize], times[*row as usize], place as u32);
+        let mut sorted: Vec<(i64, i64, u32)> = rows.iter().enumerate().map(place).collect();
         sorted.sort_unstable();
-        rows.clear();
-        rows.extend(sorted.iter().map(|(_, _, row)| *row));
         let keys = Self(sorted.iter().map(|(key, _, _)| *key).collect());
-        Sorted { rows, keys, times: sorted.iter().map(|(_, time, _)| *time).collect() }
+        let times = sorted.iter().map(|(_, time, _)| *time).collect();
+        Sorted { order: sorted.into_iter().map(|(_, _, place)| place).collect(), keys, times }
     }
 
     fn columns(&self, _encoder: &(), rows: &[u32]) -> Result<Vec<ArrayRef>> {
         Ok(vec![Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| self.0[*row as usize])))])
+    }
+
+    fn into_integers(self) -> Option<ArrayRef> {
+        Some(Arc::new(Int64Array::from(self.0)))
     }
 
     fn bounds(_encoder: &(), values: &ArrayRef) -> Result<Vec<Option<i64>>> {
@@ -190,6 +200,7 @@ impl Keys for Encoded {
     type Key<'a> = &'a [u8];
     type Bound = Box<[u8]>;
     type Encoder = RowEncoder;
+    const ARE_INTEGERS: bool = false;
 
     fn encoder(types: &[DataType]) -> Result<RowEncoder> {
         let options = SortOptions { descending: false, nulls_first: true };
@@ -223,20 +234,26 @@ impl Keys for Encoded {
         self.get(index).cmp(key)
     }
 
-    fn sorted(&self, encoder: &RowEncoder, times: &[i64], mut rows: Vec<u32>) -> Sorted<Self> {
-        rows.sort_unstable_by(|a, b| {
-            let by_key = self.get(*a as usize).cmp(self.get(*b as usize));
-            by_key.then_with(|| (times[*a as usize], a).cmp(&(times[*b as usize], b)))
+    fn sorted(&self, encoder: &RowEncoder, times: &[i64], rows: &[u32]) -> Sorted<Self> {
+        let mut order: Vec<u32> = (0..rows.len() as u32).collect();
+        let row = |place: u32| rows[place as usize] as usize;
+        order.sort_unstable_by(|a, b| {
+            let by_key = self.get(row(*a)).cmp(self.get(row(*b)));
+            by_key.then_with(|| (times[row(*a)], a).cmp(&(times[row(*b)], b)))
         });
         let bytes = rows.iter().map(|row| self.get(*row as usize).len()).sum();
         let mut keys = encoder.keys.empty_rows(rows.len(), bytes);
-        rows.iter().for_each(|row| keys.push(self.0.row(*row as usize)));
-        let times = rows.iter().map(|row| times[*row as usize]).collect();
-        Sorted { rows, keys: Self(keys), times }
+        order.iter().for_each(|place| keys.push(self.0.row(row(*place))));
+        let times = order.iter().map(|place| times[row(*place)]).collect();
+        Sorted { order, keys: Self(keys), times }
     }
 
     fn columns(&self, encoder: &RowEncoder, rows: &[u32]) -> Result<Vec<ArrayRef>> {
         Ok(encoder.keys.convert_rows(rows.iter().map(|row| self.0.row(*row as usize)))?)
+    }
+
+    fn into_integers(self) -> Option<ArrayRef> {
+        None
     }
 
     fn bounds(encoder: &RowEncoder, values: &ArrayRef) -> Result<Vec<Option<Box<[u8]>>>> {

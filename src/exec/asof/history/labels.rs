@@ -1,13 +1,17 @@
 //! The label side of one pass: as many labels as fit, sorted by (entity key, time) in ranges.
 
-use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use datafusion::arrow::buffer::NullBuffer;
-use datafusion::arrow::compute::{cast, concat_batches, interleave_record_batch};
-use datafusion::arrow::datatypes::{DataType, Int64Type};
-use datafusion::common::Result;
-use datafusion::physical_expr::PhysicalExprRef;
+use std::sync::Arc;
 
-use super::keys::Keys;
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, UInt32Array};
+use datafusion::arrow::buffer::NullBuffer;
+use datafusion::arrow::compute::{cast, concat, concat_batches, interleave_record_batch, take};
+use datafusion::arrow::datatypes::{DataType, Int64Type, Schema};
+use datafusion::common::{Result, internal_datafusion_err};
+use datafusion::physical_expr::PhysicalExprRef;
+use datafusion::physical_expr::expressions::Column;
+
+use super::keys::{Keys, Sorted};
+use super::range;
 use super::right::Right;
 
 /// Batches of fewer labels are joined.
@@ -23,6 +27,62 @@ pub(in crate::exec::asof) struct LabelExprs {
     pub(in crate::exec::asof) time: PhysicalExprRef,
 }
 
+/// The label columns to put out: those that the join sorts by anyway need not be kept twice.
+#[derive(Debug)]
+pub(super) struct LabelColumns {
+    /// For each column where its values come from.
+    places: Vec<Place>,
+    /// Columns of the left side that are kept as they came.
+    kept: Vec<usize>,
+    /// Columns of the left side that are known from the sort, and their types.
+    known: Vec<(usize, Known, DataType)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Kept(usize),
+    Known(usize),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    Key,
+    Time,
+}
+
+impl LabelColumns {
+    /// `columns` of the left side, whose schema is `schema`.
+    pub(super) fn new<K: Keys>(columns: &[usize], exprs: &LabelExprs, schema: &Schema) -> Self {
+        let (mut kept, mut known) = (Vec::new(), Vec::new());
+        let places = { columns.iter() }
+            .map(|column| {
+                let is = |expr: &PhysicalExprRef| {
+                    expr.as_any().downcast_ref::<Column>().is_some_and(|expr| expr.index() == *column)
+                };
+                let data_type = schema.field(*column).data_type();
+                let from = match data_type {
+                    DataType::Int64 | DataType::Timestamp(..) if is(&exprs.time) => Some(Known::Time),
+                    DataType::Int64 | DataType::Timestamp(..) if K::ARE_INTEGERS && is(&exprs.keys[0]) => {
+                        Some(Known::Key)
+                    }
+                    _ => None,
+                };
+                match from {
+                    Some(from) => {
+                        known.push((*column, from, data_type.clone()));
+                        Place::Known(known.len() - 1)
+                    }
+                    None => {
+                        kept.push(*column);
+                        Place::Kept(kept.len() - 1)
+                    }
+                }
+            })
+            .collect();
+        Self { places, kept, known }
+    }
+}
+
 /// Labels as they came, with their keys and times at hand.
 #[derive(Debug)]
 pub(super) struct Labels<K> {
@@ -36,13 +96,15 @@ pub(super) struct Labels<K> {
     pub(super) times: Vec<i64>,
     /// Labels whose key or time is NULL.
     unusable: Vec<u32>,
+    /// What they have in the columns that are known of others, part by part; one part once split.
+    of_unusable: Vec<Vec<ArrayRef>>,
     usable: Vec<u32>,
     /// For each right side with as-known-at: the latest visible ingestion in µs since 1970, `None` for a NULL bound.
     pub(super) known_us: Vec<Option<Vec<Option<i64>>>>,
     bytes: usize,
 }
 
-/// Some labels, sorted by (key, time); those that match nothing are apart.
+/// The labels between two (key, time), in the order in which they came; those that match nothing are apart.
 #[derive(Debug, Default)]
 pub(super) struct Range {
     pub(super) rows: Vec<u32>,
@@ -50,7 +112,7 @@ pub(super) struct Range {
 }
 
 impl<K: Keys> Labels<K> {
-    pub(super) fn new(encoder: &K::Encoder, rights: &[std::sync::Arc<Right>]) -> Self {
+    pub(super) fn new(encoder: &K::Encoder, rights: &[Arc<Right>]) -> Self {
         Self {
             batches: Vec::new(),
             small: Vec::new(),
@@ -58,6 +120,7 @@ impl<K: Keys> Labels<K> {
             keys: K::empty(encoder, 0),
             times: Vec::new(),
             unusable: Vec::new(),
+            of_unusable: Vec::new(),
             usable: Vec::new(),
             known_us: rights.iter().map(|right| right.known_by.as_ref().map(|_| Vec::new())).collect(),
             bytes: 0,
@@ -79,7 +142,7 @@ impl<K: Keys> Labels<K> {
         batch: &RecordBatch,
         exprs: &LabelExprs,
         encoder: &K::Encoder,
-        rights: &[std::sync::Arc<Right>],
+        rights: &[Arc<Right>],
     ) -> Result<()> {
         let (start, rows) = (self.len() as u32, batch.num_rows());
         let evaluate =
@@ -106,10 +169,20 @@ impl<K: Keys> Labels<K> {
         Ok(())
     }
 
-    /// The columns to put out of the batch that was pushed.
-    pub(super) fn keep(&mut self, columns: RecordBatch) -> Result<()> {
-        self.bytes += slice_bytes(&columns);
-        self.small.push(columns);
+    /// Keeps what is to be put out of the batch that was pushed.
+    pub(super) fn keep(&mut self, batch: &RecordBatch, columns: &LabelColumns) -> Result<()> {
+        let start = self.len() - batch.num_rows();
+        let first = self.unusable.partition_point(|row| (*row as usize) < start);
+        if first < self.unusable.len() {
+            let rows = self.unusable[first..].iter().map(|row| row - start as u32);
+            let rows = UInt32Array::from_iter_values(rows);
+            let known =
+                columns.known.iter().map(|(column, ..)| Ok(take(batch.column(*column), &rows, None)?));
+            self.of_unusable.push(known.collect::<Result<_>>()?);
+        }
+        let kept = batch.project(&columns.kept)?;
+        self.bytes += slice_bytes(&kept);
+        self.small.push(kept);
         let rows: usize = self.small.iter().map(RecordBatch::num_rows).sum();
         if rows >= BATCH_ROWS_MIN { self.join_small() } else { Ok(()) }
     }
@@ -132,40 +205,89 @@ impl<K: Keys> Labels<K> {
     /// Splits the labels into about `count` ranges by (key, time); each is still to be sorted.
     pub(super) fn split(&mut self, encoder: &K::Encoder, count: usize) -> Result<Vec<Range>> {
         self.join_small()?;
+        if let Some(columns) = self.of_unusable.first().map(Vec::len) {
+            let one = (0..columns).map(|column| {
+                let parts: Vec<&dyn Array> =
+                    self.of_unusable.iter().map(|part| part[column].as_ref()).collect();
+                Ok(concat(&parts)?)
+            });
+            self.of_unusable = vec![one.collect::<Result<_>>()?];
+        }
         let usable = std::mem::take(&mut self.usable);
         let mut ranges: Vec<Range> = Vec::new();
         ranges.resize_with(count.max(1), Range::default);
         let stride = (usable.len() / (ranges.len() * SAMPLES_PER_RANGE)).max(1);
-        let sample = usable.iter().copied().step_by(stride).collect();
-        let sample = self.keys.sorted(encoder, &self.times, sample).rows;
+        let sample: Vec<u32> = usable.iter().copied().step_by(stride).collect();
+        let sorted = self.keys.sorted(encoder, &self.times, &sample).order;
         let borders: Vec<u32> = (1..ranges.len())
-            .filter_map(|range| sample.get(range * sample.len() / ranges.len()).copied())
+            .filter_map(|range| sorted.get(range * sorted.len() / ranges.len()))
+            .map(|place| sample[*place as usize])
             .collect();
         let place = |row: u32| (self.keys.get(row as usize), self.times[row as usize]);
         for row in usable {
             let at = place(row);
             ranges[borders.partition_point(|border| place(*border) <= at)].rows.push(row);
         }
-        for (index, row) in std::mem::take(&mut self.unusable).into_iter().enumerate() {
+        for (index, row) in self.unusable.iter().enumerate() {
             let index = index % ranges.len();
-            ranges[index].unusable.push(row);
+            ranges[index].unusable.push(*row);
         }
         ranges.retain(|range| !range.rows.is_empty() || !range.unusable.is_empty());
         Ok(ranges)
     }
 
-    /// The label columns of `rows`, in that order.
-    pub(super) fn columns(&self, rows: &[u32]) -> Result<Vec<ArrayRef>> {
+    /// The columns of `range`, whose labels are `sorted`: first the usable ones in that order, then the others.
+    pub(super) fn columns(
+        &self,
+        columns: &LabelColumns,
+        range: &Range,
+        sorted: Sorted<K>,
+    ) -> Result<Vec<range::Column>> {
+        let Sorted { mut order, keys, times } = sorted;
+        let (keys, times) = (keys.into_integers(), Arc::new(Int64Array::from(times)) as ArrayRef);
+        let unusable = &range.unusable;
+        let kept = self.kept_columns(&range.rows, unusable)?;
+        order.extend(range.rows.len() as u32..(range.rows.len() + unusable.len()) as u32);
+        let order = Arc::new(UInt32Array::from(order));
+        let tail = unusable.iter().map(|row| self.unusable.partition_point(|other| other < row) as u32);
+        let tail = UInt32Array::from_iter_values(tail);
+        let known = columns.known.iter().enumerate().map(|(index, (_, known, data_type))| {
+            let values = match known {
+                Known::Time => Some(&times),
+                Known::Key => keys.as_ref(),
+            };
+            let values = values.ok_or_else(|| internal_datafusion_err!("the keys were lost"))?;
+            let values = cast(values, data_type)?;
+            if tail.is_empty() {
+                return Ok(values);
+            }
+            Ok(concat(&[&values, &take(&self.of_unusable[0][index], &tail, None)?])?)
+        });
+        let known = known.collect::<Result<Vec<ArrayRef>>>()?;
+        let column = |place: &Place| match place {
+            Place::Kept(index) => range::Column::ByIndex(Arc::clone(&kept[*index]), Arc::clone(&order)),
+            Place::Known(index) => range::Column::InOrder(Arc::clone(&known[*index])),
+        };
+        Ok(columns.places.iter().map(column).collect())
+    }
+
+    /// The kept columns of `rows`, which ascend, and behind them of `others`.
+    pub(super) fn kept_columns(&self, rows: &[u32], others: &[u32]) -> Result<Vec<ArrayRef>> {
         if self.batches.first().is_none_or(|batch| batch.num_columns() == 0) {
             return Ok(Vec::new());
         }
-        let indices: Vec<(usize, usize)> = rows
-            .iter()
-            .map(|row| {
-                let batch = self.starts.partition_point(|start| start <= row) - 1;
-                (batch, (row - self.starts[batch]) as usize)
-            })
-            .collect();
+        let mut batch = 0;
+        let mut indices = Vec::with_capacity(rows.len() + others.len());
+        for row in rows {
+            while self.starts.get(batch + 1).is_some_and(|next| next <= row) {
+                batch += 1;
+            }
+            indices.push((batch, (row - self.starts[batch]) as usize));
+        }
+        indices.extend(others.iter().map(|row| {
+            let batch = self.starts.partition_point(|start| start <= row) - 1;
+            (batch, (row - self.starts[batch]) as usize)
+        }));
         let batches: Vec<&RecordBatch> = self.batches.iter().collect();
         Ok(interleave_record_batch(&batches, &indices)?.columns().to_vec())
     }

@@ -20,9 +20,12 @@
 //!
 //! Several joins of the same label columns run as one: the labels are sorted once.
 
+mod column;
 mod exec;
+mod gather;
 mod keys;
 mod labels;
+mod lookup;
 mod range;
 mod right;
 mod search;

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::ArrayRef;
 use datafusion::arrow::datatypes::DataType;
-use datafusion::common::{Result, ScalarValue};
+use datafusion::common::ScalarValue;
 use datafusion::physical_expr::PhysicalExprRef;
 
 use super::search::Window;
@@ -113,10 +112,5 @@ impl Right {
     pub(super) fn latest_known_us(known_by: &KnownBy, bound: i64) -> i64 {
         let bound = i128::from(bound) * known_by.unit_ns - i128::from(known_by.strict);
         bound.div_euclid(1_000).clamp(i64::MIN.into(), i64::MAX.into()) as i64
-    }
-
-    /// One row with what stands in for each output where no row matches.
-    pub(super) fn absent(&self) -> Result<Vec<ArrayRef>> {
-        self.outputs.iter().map(|output| output.absent.to_array()).collect()
     }
 }

@@ -16,12 +16,13 @@ use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 
 use super::keys::Keys;
-use super::labels::{LabelExprs, Labels, Range, slice_bytes};
+use super::labels::{LabelColumns, LabelExprs, Labels, Range, slice_bytes};
+use super::range::label_bytes;
 use super::right::{HistoryColumn, Origin, Output, Right};
 use crate::offline::RowFile;
 
-/// A range puts out at most about this much, so that a few of them fit into memory at a time.
-const RANGE_BYTES_MAX: usize = 96 << 20;
+/// A range takes at most about this much, its labels included, so that a few of them fit into memory at a time.
+const RANGE_BYTES_MAX: usize = 192 << 20;
 /// Ranges smaller than this cost more to look up than they spare.
 const RANGE_LABELS_MIN: usize = 16 * 1024;
 /// Labels of one pass, counted in 32 bits.
@@ -141,7 +142,7 @@ pub(super) struct Source<K: Keys> {
     pub(super) exprs: Arc<LabelExprs>,
     pub(super) rights: Vec<Arc<Right>>,
     /// Label columns that are put out.
-    label_columns: Arc<[usize]>,
+    pub(super) label_columns: LabelColumns,
     pub(super) encoder: K::Encoder,
     pub(super) metrics: Metrics,
     partitions: usize,
@@ -170,11 +171,12 @@ impl<K: Keys> Source<K> {
         left: &Arc<dyn ExecutionPlan>,
         exprs: Arc<LabelExprs>,
         rights: Vec<Arc<Right>>,
-        label_columns: Arc<[usize]>,
+        label_columns: &[usize],
         metrics: Metrics,
         context: &Arc<TaskContext>,
     ) -> Result<Self> {
         let partitions = context.session_config().target_partitions().max(1);
+        let label_columns = LabelColumns::new::<K>(label_columns, &exprs, &left.schema());
         let left = match left.output_partitioning().partition_count() {
             1 => left.execute(0, Arc::clone(context))?,
             _ => CoalescePartitionsExec::new(Arc::clone(left)).execute(0, Arc::clone(context))?,
@@ -267,7 +269,7 @@ impl<K: Keys> Source<K> {
                 break;
             }
             labels.push(&batch, &self.exprs, &self.encoder, &self.rights)?;
-            labels.keep(batch.project(&self.label_columns)?)?;
+            labels.keep(&batch, &self.label_columns)?;
         }
         drop(timer);
         if labels.len() == 0 {
@@ -289,11 +291,12 @@ impl<K: Keys> Source<K> {
         let outputs = self.rights.iter().flat_map(|right| &right.outputs);
         let width: usize =
             outputs.map(|output| output.column.data_type.primitive_width().unwrap_or(24)).sum();
+        let width = width + label_bytes::<K>() + labels.bytes() / labels.len();
         let range_bytes = match limit {
             MemoryLimit::Finite(limit) => RANGE_BYTES_MAX.min(limit / (8 * self.partitions)),
             _ => RANGE_BYTES_MAX,
         };
-        let by_bytes = (labels.len() * (width + 48)).div_ceil(range_bytes.max(1));
+        let by_bytes = (labels.len() * width).div_ceil(range_bytes.max(1));
         let by_cores = (self.partitions * 2).min(labels.len().div_ceil(RANGE_LABELS_MIN));
         by_bytes.max(by_cores).max(1)
     }

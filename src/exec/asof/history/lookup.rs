@@ -1,0 +1,277 @@
+//! One range of labels against one right side: which row of which file each label is joined with.
+
+use std::ops::Range;
+
+use datafusion::arrow::array::{Array, ArrayRef, AsArray};
+use datafusion::arrow::compute::cast;
+use datafusion::arrow::datatypes::{DataType, Int64Type};
+use datafusion::common::Result;
+use datafusion::execution::memory_pool::MemoryReservation;
+
+use super::keys::{Keys, Sorted};
+use super::right::{Right, SortedFile};
+use super::search::{self, Choice, Rows, Sought};
+use super::source::{OpenFile, Source, in_order};
+use crate::error::Error;
+use crate::offline::Fetched;
+
+/// Rows decoded at a time while searching.
+const SCAN_ROWS: usize = 32 * 1024;
+
+/// Keys and times of rows of one file, sorted, and where in the file each row is.
+struct FileRows<K> {
+    keys: K,
+    times: Vec<i64>,
+    numbers: Numbers,
+}
+
+enum Numbers {
+    /// Where each run of rows begins among the rows read, and in the file.
+    Ranges(Vec<(usize, u32)>),
+    Each(Vec<u32>),
+}
+
+impl Numbers {
+    fn of(&self, row: usize) -> u32 {
+        match self {
+            Numbers::Ranges(firsts) => {
+                let (first, number) = firsts[firsts.partition_point(|(first, _)| *first <= row) - 1];
+                number + (row - first) as u32
+            }
+            Numbers::Each(numbers) => numbers[row],
+        }
+    }
+}
+
+/// One range against one right side.
+pub(super) struct Lookup<'a, K: Keys> {
+    pub(super) source: &'a Source<K>,
+    pub(super) right: &'a Right,
+    pub(super) files: &'a [OpenFile<K>],
+    pub(super) labels: &'a Sorted<K>,
+    /// The range's labels in the pass, before they were sorted.
+    pub(super) rows: &'a [u32],
+    /// As-known-at bounds of all labels of the pass.
+    pub(super) known_us: Option<&'a [Option<i64>]>,
+    pub(super) reservation: &'a MemoryReservation,
+}
+
+impl<'a, K: Keys> Lookup<'a, K> {
+    /// For each label of the range the row that it is joined with.
+    pub(super) async fn choose(&self) -> Result<Vec<Choice>> {
+        let mut choices = vec![Choice::NONE; self.labels.order.len()];
+        let backward = self.right.backward;
+        let mut open: Vec<Sought<K::Key<'a>>> = Vec::new();
+        for (index, (file, entering)) in self.right.files.iter().zip(self.entering()).enumerate() {
+            let (min, max) = file.times;
+            // Files come from the nearest in time: what is nearer, or bound to be, than all of this file is nearer than
+            // all that follow.
+            let beyond = |time: i64| if backward { time > max } else { time < min };
+            let mut next = Vec::with_capacity(open.len() + entering.len());
+            let mut entering = entering.as_slice();
+            for sought in open {
+                while let [first, rest @ ..] = entering
+                    && first.label < sought.label
+                {
+                    next.push(*first);
+                    entering = rest;
+                }
+                if beyond(sought.window.far) || !sought.choice.is_none() && beyond(sought.choice.time) {
+                    choices[sought.label as usize] = sought.choice;
+                } else {
+                    next.push(sought);
+                }
+            }
+            next.extend_from_slice(entering);
+            open = next;
+            self.search_file(index, file, &mut open).await?;
+        }
+        for sought in open {
+            choices[sought.label as usize] = sought.choice;
+        }
+        Ok(choices)
+    }
+
+    /// For each file the labels that may match it and no file before it. They are copied here, where labels are walked
+    /// in order: each file later reads only its own.
+    fn entering(&self) -> Vec<Vec<Sought<K::Key<'a>>>> {
+        let backward = self.right.backward;
+        // How far the files up to each one reach, which only grows.
+        let mut reached = if backward { i64::MAX } else { i64::MIN };
+        let reach: Vec<i64> = { self.right.files.iter() }
+            .map(|file| {
+                reached = if backward { reached.min(file.times.0) } else { reached.max(file.times.1) };
+                reached
+            })
+            .collect();
+        let first = |time: &i64| {
+            let near = self.right.window(*time).near;
+            reach.partition_point(|reach| if backward { *reach > near } else { *reach < near })
+        };
+        let firsts: Vec<usize> = self.labels.times.iter().map(first).collect();
+        let mut counts = vec![0; reach.len() + 1];
+        firsts.iter().for_each(|first| counts[*first] += 1);
+        counts.truncate(reach.len()); // the last ones match no file
+        let mut entering: Vec<Vec<_>> = counts.into_iter().map(Vec::with_capacity).collect();
+        for (label, first) in firsts.into_iter().enumerate() {
+            if let Some(entering) = entering.get_mut(first) {
+                entering.push(self.sought(label));
+            }
+        }
+        entering
+    }
+
+    fn sought(&self, label: usize) -> Sought<K::Key<'a>> {
+        let known_us = self.known_us.map_or(i64::MAX, |known| {
+            let row = self.rows[self.labels.order[label] as usize];
+            known[row as usize].unwrap_or(i64::MIN)
+        });
+        Sought {
+            key: self.labels.keys.get(label),
+            window: self.right.window(self.labels.times[label]),
+            known_us,
+            label: label as u32,
+            choice: Choice::NONE,
+        }
+    }
+
+    async fn search_file(
+        &self,
+        index: usize,
+        sorted: &SortedFile,
+        open: &mut [Sought<K::Key<'a>>],
+    ) -> Result<()> {
+        let (file, metrics) = (&self.files[index], &self.source.metrics);
+        let (backward, (min, max)) = (self.right.backward, sorted.times);
+        let ingested_us = sorted.ingested_us.unwrap_or(i64::MIN);
+        let wanted = |sought: &Sought<K::Key<'a>>| {
+            sought.known_us >= ingested_us && sought.window.overlaps(backward, min, max)
+        };
+        let pages = &file.pages;
+        let ranges = match self.right.is_sorted {
+            true => search::pages::<K>(open, wanted, &pages.rows, &pages.min, &pages.max),
+            false if open.iter().any(wanted) => pages.rows.clone(),
+            false => Vec::new(),
+        };
+        if ranges.is_empty() {
+            return Ok(());
+        }
+        let fetched = file.rows.fetch(&file.search_columns, &ranges).await?;
+        metrics.bytes_read.add(fetched.bytes());
+        metrics.files_read.add(usize::from(file.mark_read()));
+        let _timer = metrics.search_time.timer();
+        let (rows, _held) = match self.right.is_sorted {
+            true => self.sorted_rows(file, &fetched, &ranges)?,
+            false => self.unsorted_rows(file, &fetched, &ranges)?,
+        };
+        search::search(
+            open,
+            &Rows { keys: &rows.keys, times: &rows.times },
+            backward,
+            wanted,
+            |sought, found| {
+                if sought.choice.is_none() || self.is_better(rows.times[found], index, &sought.choice) {
+                    sought.choice =
+                        Choice { time: rows.times[found], file: index as u32, row: rows.numbers.of(found) };
+                }
+            },
+        );
+        Ok(())
+    }
+
+    /// Calls `each` with the keys and times of all rows of `ranges`, batch after batch.
+    fn decode(
+        &self,
+        file: &OpenFile<K>,
+        fetched: &Fetched,
+        ranges: &[Range<u32>],
+        mut each: impl FnMut(&[ArrayRef], &ArrayRef) -> Result<()>,
+    ) -> Result<()> {
+        let mut sought: Vec<(usize, _)> = file.keys.iter().copied().zip(&self.right.keys).collect();
+        sought.extend(file.time.map(|time| (time, &self.right.time)));
+        for batch in file.rows.scan(fetched, &file.search_columns, ranges, SCAN_ROWS)? {
+            let batch = batch.map_err(Error::from)?;
+            let columns = in_order(&batch, &file.search_columns, &sought)?;
+            self.source.metrics.rows_searched.add(batch.num_rows());
+            each(&columns[..file.keys.len()], &cast(&columns[file.keys.len()], &DataType::Int64)?)?;
+        }
+        Ok(())
+    }
+
+    /// Keys and times of a sorted file.
+    fn sorted_rows(
+        &self,
+        file: &OpenFile<K>,
+        fetched: &Fetched,
+        ranges: &[Range<u32>],
+    ) -> Result<(FileRows<K>, MemoryReservation)> {
+        let count = ranges.iter().map(|range| range.len()).sum();
+        let held = self.reservation.new_empty();
+        held.try_grow(count * 16)?;
+        let (mut keys, mut times) = (K::empty(&self.source.encoder, count), Vec::with_capacity(count));
+        self.decode(file, fetched, ranges, |key, time| {
+            if key.iter().chain([time]).any(|column| column.null_count() > 0) {
+                return Err(Error::corrupt("a sorted data file has NULL among its keys or times").into());
+            }
+            keys.append(&self.source.encoder, key)?;
+            times.extend_from_slice(time.as_primitive::<Int64Type>().values());
+            Ok(())
+        })?;
+        Ok((FileRows { keys, times, numbers: Numbers::Ranges(first_rows(ranges)) }, held))
+    }
+
+    /// Keys and times of those rows of an unsorted file whose keys are within this range of labels, sorted. Of rows of
+    /// equal key and time the last one in the file comes last.
+    fn unsorted_rows(
+        &self,
+        file: &OpenFile<K>,
+        fetched: &Fetched,
+        ranges: &[Range<u32>],
+    ) -> Result<(FileRows<K>, MemoryReservation)> {
+        let held = self.reservation.new_empty();
+        let encoder = &self.source.encoder;
+        let (mut keys, mut times, mut numbers) = (K::empty(encoder, 0), Vec::new(), Vec::new());
+        let (first, last) = (self.labels.keys.get(0), self.labels.keys.get(self.labels.order.len() - 1));
+        let mut start = 0_u32;
+        self.decode(file, fetched, ranges, |key, time| {
+            let mut decoded = K::empty(encoder, time.len());
+            decoded.append(encoder, key)?;
+            let values = time.as_primitive::<Int64Type>().values();
+            for row in 0..time.len() {
+                let null = key.iter().chain([time]).any(|column| column.is_null(row));
+                let inside = decoded.compare_at(row, first).is_ge() && decoded.compare_at(row, last).is_le();
+                if !null && inside {
+                    keys.push(&decoded, row);
+                    times.push(values[row]);
+                    numbers.push(start + row as u32);
+                }
+            }
+            start += time.len() as u32;
+            held.try_resize(keys.bytes() * 2 + times.len() * 48)
+        })?;
+        let rows: Vec<u32> = (0..numbers.len() as u32).collect();
+        let sorted = keys.sorted(encoder, &times, &rows);
+        let numbers = sorted.order.iter().map(|row| numbers[*row as usize]).collect();
+        Ok((FileRows { keys: sorted.keys, times: sorted.times, numbers: Numbers::Each(numbers) }, held))
+    }
+
+    fn is_better(&self, time: i64, file: usize, than: &Choice) -> bool {
+        if time == than.time {
+            return self.right.files[file].rank > self.right.files[than.file as usize].rank;
+        }
+        (time > than.time) == self.right.backward
+    }
+}
+
+/// Where each range of rows begins among the rows read, and in the file.
+fn first_rows(ranges: &[Range<u32>]) -> Vec<(usize, u32)> {
+    let mut read = 0;
+    ranges
+        .iter()
+        .map(|range| {
+            let first = (read, range.start);
+            read += range.len();
+            first
+        })
+        .collect()
+}
