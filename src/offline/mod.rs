@@ -11,6 +11,7 @@ mod rows;
 mod scan;
 mod schema;
 mod snapshot;
+mod sparse;
 mod statistics;
 mod store;
 mod table;

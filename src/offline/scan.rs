@@ -19,6 +19,7 @@ use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{BinaryExpr, Expr, Operator, TableProviderFilterPushDown};
 use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr};
 use datafusion::physical_optimizer::pruning::PruningPredicate;
 use datafusion::physical_plan::ExecutionPlan;
@@ -29,10 +30,15 @@ use iceberg::spec::DataFile;
 use object_store::path::Path;
 
 use super::evolution::ByFieldId;
-use super::statistics::{FileBounds, file_statistics, may_hold_nan};
+use super::rows::RowFile;
+use super::sparse::{SparseFile, SparseScanExec};
+use super::statistics::{FileBounds, file_statistics, kept_part, may_hold_nan};
 use super::store::OfflineStore;
 use super::table::OfflineTable;
 use crate::error::Error;
+
+/// Where a filter keeps at most this part of the rows, their other columns are read value by value.
+const SPARSE_PART_MAX: f64 = 0.1;
 
 /// A table at the snapshot that its [`OfflineTable`] names, or what some snapshots added to it.
 #[derive(Debug, Clone)]
@@ -134,6 +140,36 @@ impl IcebergTable {
         filters.iter().any(|filter| names(filter, &is_key))
     }
 
+    /// The files as a scan for few of their rows, if they have every column as it is now.
+    async fn sparse_scan(
+        &self,
+        state: &dyn Session,
+        files: &[DataFile],
+        predicate: Arc<dyn PhysicalExpr>,
+        projection: Option<&Vec<usize>>,
+        live_count: usize,
+    ) -> Result<Option<SparseScanExec>> {
+        let projection = projection.cloned().unwrap_or_else(|| (0..self.schema.fields().len()).collect());
+        let needed = collect_columns(&predicate).iter().map(|column| column.index()).collect::<Vec<_>>();
+        let mut needed = needed.iter().chain(&projection).map(|column| self.schema.field(*column));
+        let fields = self.table.iceberg_schema().as_struct().fields();
+        if needed.any(|field| field.data_type().is_nested())
+            || fields.iter().any(|field| field.initial_default.is_some())
+        {
+            return Ok(None);
+        }
+        let mut opened = Vec::with_capacity(files.len());
+        for file in files {
+            let rows = RowFile::open(state.runtime_env(), self.partitioned(file)?.object_meta).await?;
+            let columns = fields.iter().map(|field| rows.column(field.id, &field.name)).collect();
+            opened.push(SparseFile { rows, columns });
+        }
+        let metrics = ExecutionPlanMetricsSet::new();
+        count_files(&metrics, live_count - files.len(), files.len());
+        let (table, partitions) = (Arc::clone(&self.schema), state.config().target_partitions());
+        SparseScanExec::try_new(opened, table, predicate, projection, partitions, metrics).map(Some)
+    }
+
     /// The order of the rows of a sorted file.
     fn ordering(&self) -> Option<LexOrdering> {
         let ascending = SortOptions { descending: false, nulls_first: true };
@@ -155,9 +191,11 @@ fn groups(files: FileGroup, partitions: usize, bytes_min: usize) -> Vec<FileGrou
 }
 
 /// Shows files that the manifests ruled out beside those that their footers do, in EXPLAIN ANALYZE.
-fn count_pruned(metrics: &ExecutionPlanMetricsSet, files: usize) {
+fn count_files(metrics: &ExecutionPlanMetricsSet, pruned: usize, matched: usize) {
     let metric = MetricBuilder::new(metrics).with_type(MetricType::SUMMARY);
-    metric.pruning_metrics("files_ranges_pruned_statistics", 0).add_pruned(files);
+    let metric = metric.pruning_metrics("files_ranges_pruned_statistics", 0);
+    metric.add_pruned(pruned);
+    metric.add_matched(matched);
 }
 
 #[async_trait]
@@ -183,13 +221,21 @@ impl TableProvider for IcebergTable {
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let live = self.files().await?;
         let live_count = live.len();
-        let files = self.prune(live, self.predicate(state, filters)?)?;
+        let predicate = self.predicate(state, filters)?;
+        let files = self.prune(live, predicate.clone())?;
         if files.is_empty() {
             let schema = match projection {
                 Some(columns) => Arc::new(self.schema.project(columns)?),
                 None => Arc::clone(&self.schema),
             };
             return Ok(Arc::new(EmptyExec::new(schema)));
+        }
+        if let Some(predicate) = predicate
+            && !self.looks_up(filters)
+            && kept_part(&predicate, &files, self.table.iceberg_schema(), &self.schema) <= SPARSE_PART_MAX
+            && let Some(sparse) = self.sparse_scan(state, &files, predicate, projection, live_count).await?
+        {
+            return Ok(Arc::new(sparse));
         }
         // Files of a group are read one after the other, and sorted files overlap: only one alone is in order.
         let ordering = match files.as_slice() {
@@ -221,7 +267,7 @@ impl TableProvider for IcebergTable {
             .with_table_parquet_options(parquet)
             .with_pushdown_filters(self.looks_up(filters))
             .with_parquet_file_reader_factory(Arc::new(readers));
-        count_pruned(source.metrics(), live_count - files.len());
+        count_files(source.metrics(), live_count - files.len(), 0); // the source counts what it opens
         let columns = ByFieldId::new(self.table.iceberg_schema(), &self.schema);
         let config = FileScanConfigBuilder::new(url, Arc::new(source))
             .with_file_groups(groups(whole, state.config().target_partitions(), bytes_min))

@@ -1,6 +1,6 @@
 //! Iceberg's per-file bounds and counts, as DataFusion reads them: to skip files and to estimate.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, BooleanArray, UInt64Array};
@@ -8,6 +8,10 @@ use datafusion::arrow::datatypes::{DataType, SchemaRef, TimeUnit};
 use datafusion::common::pruning::PruningStatistics;
 use datafusion::common::stats::Precision;
 use datafusion::common::{Column, ColumnStatistics, ScalarValue, Statistics};
+use datafusion::logical_expr::Operator;
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::{BinaryExpr, Column as PhysicalColumn, Literal};
+use datafusion::physical_expr::utils::split_conjunction;
 use iceberg::spec::{DataFile, Datum, PrimitiveLiteral, Schema};
 
 /// Bounds of many files, column by column, for a `PruningPredicate`.
@@ -110,6 +114,57 @@ pub(super) fn file_statistics(file: &DataFile, schema: &Schema, arrow: &SchemaRe
         num_rows: Precision::Exact(file.record_count() as usize),
         total_byte_size: Precision::Inexact(file.file_size_in_bytes() as usize),
         column_statistics,
+    }
+}
+
+/// The part of the files' rows that a predicate keeps, going by the comparisons in it of a column with a constant, and as
+/// if values lay evenly between their bounds. Where nothing can be told, all are kept.
+pub(super) fn kept_part(
+    predicate: &Arc<dyn PhysicalExpr>,
+    files: &[DataFile],
+    schema: &Schema,
+    arrow: &SchemaRef,
+) -> f64 {
+    let limits: Vec<(i32, &DataType, Operator, f64)> = { split_conjunction(predicate).into_iter() }
+        .filter_map(|filter| {
+            let comparison = filter.as_any().downcast_ref::<BinaryExpr>()?;
+            let column = comparison.left().as_any().downcast_ref::<PhysicalColumn>()?;
+            let constant = comparison.right().as_any().downcast_ref::<Literal>()?.value();
+            let field = arrow.fields().get(column.index())?;
+            let id = schema.field_by_name(field.name())?.id;
+            Some((id, field.data_type(), *comparison.op(), number(constant)?))
+        })
+        .collect();
+    let of_file = |file: &DataFile| {
+        let mut ranges: HashMap<i32, (f64, f64, f64)> = HashMap::new();
+        for (id, data_type, operator, limit) in &limits {
+            let bound = |datum: Option<&Datum>| number(&scalar(datum?.literal(), data_type)?);
+            let bounds = (bound(file.lower_bounds().get(id)), bound(file.upper_bounds().get(id)));
+            let (Some(least), Some(greatest)) = bounds else { continue };
+            let width = greatest - least + 1.0;
+            let (low, high, _) = ranges.entry(*id).or_insert((least, greatest + 1.0, width));
+            match operator {
+                Operator::Lt | Operator::LtEq => *high = high.min(*limit),
+                Operator::Gt | Operator::GtEq => *low = low.max(*limit),
+                Operator::Eq => (*low, *high) = (low.max(*limit), high.min(*limit + 1.0)),
+                _ => {}
+            }
+        }
+        ranges.values().map(|(low, high, width)| ((high - low) / width).clamp(0.0, 1.0)).product::<f64>()
+    };
+    let rows = |file: &DataFile| file.record_count() as f64;
+    let kept: f64 = files.iter().map(|file| rows(file) * of_file(file)).sum();
+    kept / f64::max(files.iter().map(rows).sum(), 1.0)
+}
+
+/// Whole numbers and instants as a number.
+fn number(value: &ScalarValue) -> Option<f64> {
+    match value {
+        ScalarValue::Int32(value) | ScalarValue::Date32(value) => value.map(f64::from),
+        ScalarValue::Int64(value) | ScalarValue::TimestampMicrosecond(value, _) => {
+            value.map(|value| value as f64)
+        }
+        _ => None,
     }
 }
 

@@ -96,6 +96,24 @@ impl RowFile {
         })
     }
 
+    /// Whether single values of a column are read without those before them.
+    pub(crate) fn has_slots(&self, column: usize) -> bool {
+        self.random_access_leaf(column, &self.schema().fields()[column]).is_some()
+    }
+
+    /// All rows, in parts of at most about `rows_max` that no row group border runs through.
+    pub(crate) fn units(&self, rows_max: u32) -> Vec<Range<u32>> {
+        let of_group = |pair: &[u32]| {
+            let (start, rows) = (pair[0], pair[1] - pair[0]);
+            let count = rows.div_ceil(rows_max.max(1));
+            (0..count).map(move |unit| {
+                let at = |unit: u32| start + (u64::from(rows) * u64::from(unit) / u64::from(count)) as u32;
+                at(unit)..at(unit + 1)
+            })
+        };
+        self.starts.windows(2).flat_map(of_group).collect()
+    }
+
     fn mask(&self, columns: &[usize]) -> ProjectionMask {
         ProjectionMask::roots(self.arrow.parquet_schema(), columns.iter().copied())
     }

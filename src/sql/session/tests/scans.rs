@@ -53,6 +53,47 @@ async fn a_filter_skips_files_by_time_and_pages_by_entity() {
     assert!(table(&session, count).await.contains("| 60       | 1795200  |"));
 }
 
+/// Each filter, known to keep few rows and hidden from whoever would know.
+#[tokio::test]
+async fn rows_that_lie_scattered_are_picked_out() {
+    let (_dir, session) = filled().await;
+    fill(&session, 1, 0..1000).await;
+    fill(&session, 2, 0..500).await;
+    let odd = "INSERT INTO g VALUES (0, TIMESTAMP '2026-01-01 00:30:00', NULL, NULL), \
+               (2000, TIMESTAMP '2026-01-01 00:30:00', 3, ''), (7, TIMESTAMP '2026-01-02 03:00:00', -1, 'älter')";
+    session.update(odd, None).await.unwrap();
+    let minutes = |from: u32, to: u32| {
+        format!("ts >= TIMESTAMP '2026-01-01 00:{from:02}:00' AND ts < TIMESTAMP '2026-01-01 00:{to:02}:00'")
+    };
+    let filters = [
+        minutes(30, 59),
+        minutes(30, 31) + " AND s IS NULL",
+        minutes(1, 50) + " AND n % 2 = 1",
+        minutes(10, 11) + " AND user_id > 1000",
+        "ts = TIMESTAMP '2026-01-02 03:00:00'".to_owned(),
+        "n >= 59000 AND s <> 'y'".to_owned(),
+        "ts < TIMESTAMP '2026-01-01 00:30:00' AND ts > TIMESTAMP '2026-01-01 00:30:00'".to_owned(),
+    ];
+    let all = "count(*), count(n), sum(n), sum(user_id), min(ts), max(ts), min(s), max(s)";
+    for filter in &filters {
+        let plan = table(&session, &format!("EXPLAIN SELECT {all} FROM g WHERE {filter}")).await;
+        assert!(plan.contains("SparseScanExec: ") || plan.contains("EmptyExec"), "{filter}:\n{plan}");
+        let hidden = format!("(({filter}) OR random() < 0)");
+        let plan = table(&session, &format!("EXPLAIN SELECT {all} FROM g WHERE {hidden}")).await;
+        assert!(!plan.contains("SparseScanExec: "), "{plan}");
+        for columns in [all, "count(*)", "sum(length(s))", "sum(n), max(s), count(s)"] {
+            let select = |filter: &str| format!("SELECT {columns} FROM g WHERE {filter}");
+            assert_eq!(
+                table(&session, &select(filter)).await,
+                table(&session, &select(&hidden)).await,
+                "{filter}"
+            );
+        }
+    }
+    let wide = "EXPLAIN SELECT * FROM g WHERE ts < TIMESTAMP '2026-01-01 12:00:00'";
+    assert!(!table(&session, wide).await.contains("SparseScanExec: "));
+}
+
 #[tokio::test]
 async fn a_join_skips_what_its_other_side_cannot_match() {
     let (_dir, session) = filled().await;
