@@ -29,6 +29,11 @@ impl HistoryFile {
         self.data.null_value_counts().get(&field_id).is_some_and(|nulls| *nulls > 0)
     }
 
+    /// Rows, and the bytes that a column takes in the file, where the manifest tells.
+    pub(crate) fn rows_and_bytes(&self, field_id: i32) -> (u64, u64) {
+        (self.data.record_count(), self.data.column_sizes().get(&field_id).copied().unwrap_or_default())
+    }
+
     /// Least and greatest value of a column of integers or instants, in the column's unit and leaving NULLs out; `None`
     /// where the manifest does not say.
     pub(crate) fn bounds(&self, field_id: i32) -> Option<(i64, i64)> {

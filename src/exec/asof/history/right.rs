@@ -9,6 +9,9 @@ use datafusion::physical_expr::PhysicalExprRef;
 use super::search::Window;
 use crate::offline::HistoryFile;
 
+/// What a value of a type without a width takes at least.
+const TEXT_BYTES: usize = 24;
+
 /// A column of the history, by its Iceberg field id; `name` finds it in files without ids.
 #[derive(Debug, Clone)]
 pub(in crate::exec::asof) struct HistoryColumn {
@@ -112,5 +115,16 @@ impl Right {
     pub(super) fn latest_known_us(known_by: &KnownBy, bound: i64) -> i64 {
         let bound = i128::from(bound) * known_by.unit_ns - i128::from(known_by.strict);
         bound.div_euclid(1_000).clamp(i64::MIN.into(), i64::MAX.into()) as i64
+    }
+
+    /// What the outputs of one label take, about.
+    pub(super) fn row_bytes(&self) -> usize {
+        self.outputs.iter().map(|output| self.value_bytes(&output.column)).sum()
+    }
+
+    fn value_bytes(&self, column: &HistoryColumn) -> usize {
+        let of_files = self.files.iter().map(|file| file.file.rows_and_bytes(column.id));
+        let (rows, bytes) = of_files.fold((0, 0), |(rows, bytes), of| (rows + of.0, bytes + of.1));
+        column.data_type.primitive_width().unwrap_or(TEXT_BYTES.max(bytes.div_ceil(rows.max(1)) as usize))
     }
 }

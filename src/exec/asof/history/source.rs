@@ -288,10 +288,8 @@ impl<K: Keys> Source<K> {
     }
 
     fn range_count(&self, labels: &Labels<K>, limit: MemoryLimit) -> usize {
-        let outputs = self.rights.iter().flat_map(|right| &right.outputs);
-        let width: usize =
-            outputs.map(|output| output.column.data_type.primitive_width().unwrap_or(24)).sum();
-        let width = width + label_bytes::<K>() + labels.bytes() / labels.len();
+        let outputs: usize = self.rights.iter().map(|right| right.row_bytes()).sum();
+        let width = outputs + label_bytes::<K>() + labels.bytes() / labels.len();
         let range_bytes = match limit {
             MemoryLimit::Finite(limit) => RANGE_BYTES_MAX.min(limit / (8 * self.partitions)),
             _ => RANGE_BYTES_MAX,
