@@ -3,6 +3,7 @@
 //! tonic copies each message that it encodes into a buffer of its own. So `DoGet` answers with a stream that says
 //! nothing, and the messages beside it, which [`attach`] makes the body once tonic has written the headers.
 
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -18,13 +19,17 @@ use tonic::{Response, Status};
 
 use super::message::Message;
 use super::stream::Answers;
+use crate::error::Error;
 
 /// Messages on their way past tonic's encoder.
 #[derive(Clone)]
 struct Beside(Arc<Mutex<Option<Answers<Message>>>>);
 
-/// An answer of `messages`, for [`attach`] to complete.
+/// An answer of `messages`, for [`attach`] to complete. One that panics ends with a status, not with the connection.
 pub(super) fn answer<T: Send + 'static>(messages: Answers<Message>) -> Response<Answers<T>> {
+    let panicked =
+        |_| Err(Error::internal("the query failed in a way that nobody foresaw: see the log").into());
+    let messages = AssertUnwindSafe(messages).catch_unwind().map(move |m| m.unwrap_or_else(panicked)).boxed();
     let mut response = Response::new(stream::empty().boxed());
     response.extensions_mut().insert(Beside(Arc::new(Mutex::new(Some(messages)))));
     response
@@ -78,5 +83,60 @@ impl http_body::Body for Messages {
 
     fn is_end_stream(&self) -> bool {
         self.messages.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use http_body::Body as _;
+    use tonic::Code;
+
+    /// All data, and the status that the trailers carry.
+    async fn received(messages: Answers<Message>) -> (Vec<u8>, Status) {
+        let (metadata, body, extensions) = answer::<()>(messages).into_parts();
+        drop((metadata, body));
+        let mut response = HttpResponse::new(Body::empty());
+        *response.extensions_mut() = extensions;
+        let mut body = attach(response).into_body();
+        let mut data = Vec::new();
+        loop {
+            let frame = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.unwrap().unwrap();
+            match frame.into_data() {
+                Ok(part) => data.extend(part),
+                Err(trailers) => {
+                    let status = Status::from_header_map(&trailers.into_trailers().unwrap()).unwrap();
+                    assert!(body.is_end_stream());
+                    return (data, status);
+                }
+            }
+        }
+    }
+
+    fn message() -> Message {
+        arrow_flight::FlightData::new().with_data_body(vec![7; 20_000]).try_into().unwrap()
+    }
+
+    #[tokio::test]
+    async fn messages_arrive_and_the_status_behind_them() {
+        let whole: Vec<u8> = message().into_parts().flatten().collect();
+        let (data, status) = received(stream::iter([Ok(message()), Ok(message())]).boxed()).await;
+        assert_eq!((data, status.code()), ([whole.clone(), whole.clone()].concat(), Code::Ok));
+        let error = Err(Status::resource_exhausted("it is full"));
+        let (data, status) = received(stream::iter([Ok(message()), error, Ok(message())]).boxed()).await;
+        assert_eq!((data, status.code(), status.message()), (whole, Code::ResourceExhausted, "it is full"));
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_error() {
+        let messages =
+            stream::iter([1, 0]).map(|n| if n == 0 { panic!("on purpose") } else { Ok(message()) });
+        assert_eq!(received(messages.boxed()).await.1.code(), Code::Internal);
+    }
+
+    #[test]
+    fn other_answers_stay() {
+        assert!(attach(HttpResponse::new(Body::empty())).into_body().is_end_stream());
     }
 }

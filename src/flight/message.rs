@@ -23,6 +23,9 @@ const ALIGNMENT: usize = 64;
 /// Buffers of at least so many bytes are shared, smaller ones copied.
 const SHARED_BYTES_MIN: usize = 4096;
 
+/// A body that begins with so little goes with the head: a small answer is one part.
+const COPIED_BYTES_MAX: usize = 16 * 1024;
+
 /// Fields of `FlightData`.
 const DATA_HEADER: u32 = 2;
 const APP_METADATA: u32 = 3;
@@ -61,6 +64,10 @@ impl Message {
             ))
         })?;
         head[1..5].copy_from_slice(&all.to_be_bytes());
+        let mut body = body.into_iter().peekable();
+        while let Some(part) = body.next_if(|part| part.len() < COPIED_BYTES_MAX) {
+            head.put_slice(&part);
+        }
         Ok(Self([head.freeze()].into_iter().chain(body).collect()))
     }
 

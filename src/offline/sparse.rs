@@ -30,7 +30,7 @@ use datafusion::physical_plan::{
 };
 use futures::stream::{self, StreamExt, TryStreamExt};
 
-use super::rows::RowFile;
+use super::rows::{RowFile, ranges_of};
 use crate::error::Error;
 
 /// Rows that are filtered at a time.
@@ -117,16 +117,9 @@ impl Reader {
     async fn read(&self, file: usize, rows: Range<u32>, bytes: &Count) -> Result<RecordBatch> {
         let file = &self.files[file];
         let (dense, chosen) = self.filtered(file, rows, bytes).await?;
-        let mut ranges: Vec<Range<u32>> = Vec::new();
-        for &row in &chosen {
-            match ranges.last_mut() {
-                Some(last) if last.end == row => last.end += 1,
-                _ => ranges.push(row..row + 1),
-            }
-        }
         let others = self.projection.iter().copied().filter(|column| !self.dense.contains(column));
         let others = self.columns_in(file, others);
-        let fetched = file.rows.fetch(&others, &ranges).await?;
+        let fetched = file.rows.fetch(&others, &ranges_of(&chosen)).await?;
         bytes.add(fetched.bytes());
         let column = |column: &usize| match self.dense.binary_search(column) {
             Ok(place) => Ok(Arc::clone(&dense[place])),

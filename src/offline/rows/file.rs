@@ -25,6 +25,7 @@ use parquet::file::serialized_reader::SerializedPageReader;
 
 use super::fetched::Fetched;
 use super::page::{Gather, is_random_access};
+use super::ranges_of;
 use crate::error::{Error, Result};
 
 /// An open data file: its footer and page index, cached with the runtime; its rows are numbered from 0.
@@ -321,15 +322,7 @@ impl RowFile {
     }
 
     fn take_scanned(&self, fetched: &Fetched, column: usize, rows: &[u32]) -> Result<ArrayRef> {
-        let mut ranges: Vec<Range<u32>> = Vec::new();
-        for &row in rows {
-            match ranges.last_mut() {
-                Some(last) if row < last.end => {}
-                Some(last) if row == last.end => last.end += 1,
-                _ => ranges.push(row..row + 1),
-            }
-        }
-        let reader = self.scan(fetched, &[column], &ranges, rows.len().max(1))?;
+        let reader = self.scan(fetched, &[column], &ranges_of(rows), rows.len().max(1))?;
         let batches = reader.collect::<Result<Vec<RecordBatch>, _>>()?;
         let parts: Vec<&dyn datafusion::arrow::array::Array> =
             batches.iter().map(|batch| batch.column(0).as_ref()).collect();

@@ -17,8 +17,23 @@ mod runs;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
 pub(crate) use fetched::Fetched;
 pub(crate) use file::RowFile;
+
+/// Rows that never decrease, as ranges.
+pub(crate) fn ranges_of(rows: &[u32]) -> Vec<Range<u32>> {
+    let mut ranges: Vec<Range<u32>> = Vec::new();
+    for &row in rows {
+        match ranges.last_mut() {
+            Some(last) if row < last.end => {}
+            Some(last) if row == last.end => last.end += 1,
+            _ => ranges.push(row..row + 1),
+        }
+    }
+    ranges
+}
 
 /// The values at `positions` (ascending) of runs of `width` bits, for benchmarks outside the crate.
 ///

@@ -1,6 +1,5 @@
 //! One range of labels against one right side: the output columns at the chosen rows.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, Int64Array, UInt32Array};
@@ -14,6 +13,7 @@ use super::range::Column;
 use super::right::{Origin, Right};
 use super::search::Choice;
 use super::source::{OpenFile, Source};
+use crate::offline::ranges_of;
 
 /// A label and the row of a file that it chose.
 struct Pick {
@@ -50,17 +50,6 @@ impl Picks {
             picks.from.push(picks.rows.len() as u32 - 1);
         }
         picks
-    }
-
-    fn ranges(&self) -> Vec<Range<u32>> {
-        let mut ranges: Vec<Range<u32>> = Vec::new();
-        for &row in &self.rows {
-            match ranges.last_mut() {
-                Some(last) if last.end == row => last.end += 1,
-                _ => ranges.push(row..row + 1),
-            }
-        }
-        ranges
     }
 }
 
@@ -133,7 +122,7 @@ impl<K: Keys> Gather<'_, K> {
         let mut wanted: Vec<usize> = file.outputs.iter().flatten().copied().collect();
         wanted.sort_unstable();
         wanted.dedup();
-        let fetched = file.rows.fetch(&wanted, &picks.ranges()).await?;
+        let fetched = file.rows.fetch(&wanted, &ranges_of(&picks.rows)).await?;
         metrics.bytes_read.add(fetched.bytes());
         let _timer = metrics.gather_time.timer();
         let outputs = self.right.outputs.iter().zip(&file.outputs).zip(columns);

@@ -98,30 +98,29 @@ pub(super) struct Labels<K> {
     unusable: Vec<u32>,
     /// What they have in the columns that are known of others, part by part; one part once split.
     of_unusable: Vec<Vec<ArrayRef>>,
-    usable: Vec<u32>,
     /// For each right side with as-known-at: the latest visible ingestion in µs since 1970, `None` for a NULL bound.
     pub(super) known_us: Vec<Option<Vec<Option<i64>>>>,
     bytes: usize,
 }
 
 /// The labels between two (key, time), in the order in which they came; those that match nothing are apart.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Range {
     pub(super) rows: Vec<u32>,
     pub(super) unusable: Vec<u32>,
 }
 
 impl<K: Keys> Labels<K> {
-    pub(super) fn new(encoder: &K::Encoder, rights: &[Arc<Right>]) -> Self {
+    /// None yet, with room for `expected` of them: to grow would touch twice the memory.
+    pub(super) fn new(encoder: &K::Encoder, rights: &[Arc<Right>], expected: usize) -> Self {
         Self {
             batches: Vec::new(),
             small: Vec::new(),
             starts: Vec::new(),
-            keys: K::empty(encoder, 0),
-            times: Vec::new(),
+            keys: K::empty(encoder, expected),
+            times: Vec::with_capacity(expected),
             unusable: Vec::new(),
             of_unusable: Vec::new(),
-            usable: Vec::new(),
             known_us: rights.iter().map(|right| right.known_by.as_ref().map(|_| Vec::new())).collect(),
             bytes: 0,
         }
@@ -134,7 +133,7 @@ impl<K: Keys> Labels<K> {
     /// Bytes held, and those that sorting and searching will take.
     pub(super) fn bytes(&self) -> usize {
         let known = self.known_us.iter().flatten().map(|known| known.len() * 16).sum::<usize>();
-        self.bytes + self.keys.bytes() + known + self.len() * (size_of::<i64>() + 2 * size_of::<u32>())
+        self.bytes + self.keys.bytes() + known + self.len() * (size_of::<i64>() + size_of::<u32>())
     }
 
     pub(super) fn push(
@@ -154,10 +153,9 @@ impl<K: Keys> Labels<K> {
         });
         self.keys.append(encoder, &keys)?;
         self.times.extend_from_slice(whole(&time)?.as_primitive::<Int64Type>().values());
-        for row in 0..rows {
-            let usable = nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row));
-            let list = if usable { &mut self.usable } else { &mut self.unusable };
-            list.push(start + row as u32);
+        if let Some(nulls) = nulls {
+            let unusable = (0..rows).filter(|row| nulls.is_null(*row));
+            self.unusable.extend(unusable.map(|row| start + row as u32));
         }
         for (right, known_us) in rights.iter().zip(&mut self.known_us) {
             if let (Some(known_by), Some(known_us)) = (&right.known_by, known_us) {
@@ -213,20 +211,26 @@ impl<K: Keys> Labels<K> {
             });
             self.of_unusable = vec![one.collect::<Result<_>>()?];
         }
-        let usable = std::mem::take(&mut self.usable);
-        let mut ranges: Vec<Range> = Vec::new();
-        ranges.resize_with(count.max(1), Range::default);
-        let stride = (usable.len() / (ranges.len() * SAMPLES_PER_RANGE)).max(1);
-        let sample: Vec<u32> = usable.iter().copied().step_by(stride).collect();
+        let (all, usable) = (self.len() as u32, self.len() - self.unusable.len());
+        let count = count.max(1);
+        let stride = (usable / (count * SAMPLES_PER_RANGE)).max(1);
+        let is_usable = |row: &u32| self.unusable.binary_search(row).is_err();
+        let sample: Vec<u32> = (0..all).step_by(stride).filter(is_usable).collect();
         let sorted = self.keys.sorted(encoder, &self.times, &sample).order;
-        let borders: Vec<u32> = (1..ranges.len())
-            .filter_map(|range| sorted.get(range * sorted.len() / ranges.len()))
+        let borders: Vec<u32> = (1..count)
+            .filter_map(|range| sorted.get(range * sorted.len() / count))
             .map(|place| sample[*place as usize])
             .collect();
         let place = |row: u32| (self.keys.get(row as usize), self.times[row as usize]);
-        for row in usable {
-            let at = place(row);
-            ranges[borders.partition_point(|border| place(*border) <= at)].rows.push(row);
+        let room = usable / count + usable / (4 * count);
+        let mut ranges: Vec<Range> = Vec::new();
+        ranges.resize_with(count, || Range { rows: Vec::with_capacity(room), unusable: Vec::new() });
+        let mut unusable = self.unusable.iter().peekable();
+        for row in 0..all {
+            if unusable.next_if_eq(&&row).is_none() {
+                let at = place(row);
+                ranges[borders.partition_point(|border| place(*border) <= at)].rows.push(row);
+            }
         }
         for (index, row) in self.unusable.iter().enumerate() {
             let index = index % ranges.len();

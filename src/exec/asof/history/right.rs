@@ -88,14 +88,19 @@ pub(in crate::exec::asof) struct Right {
 
 impl Right {
     /// The event times that may match a label's time.
+    #[inline]
     pub(super) fn window(&self, label_time: i64) -> Window {
-        let (label_unit, unit) = self.units;
-        if let (None, true, true) = (self.reach, label_unit == unit, self.backward) {
-            return match label_time.checked_sub(i64::from(self.strict)) {
+        match (self.reach, self.units.0 == self.units.1, self.backward) {
+            (None, true, true) => match label_time.checked_sub(i64::from(self.strict)) {
                 Some(near) => Window { near, far: i64::MIN },
                 None => Window::empty(true),
-            };
+            },
+            _ => self.window_of_any(label_time),
         }
+    }
+
+    fn window_of_any(&self, label_time: i64) -> Window {
+        let (label_unit, unit) = self.units;
         let time = i128::from(label_time) * label_unit;
         let strict = i128::from(self.strict);
         let down = |value: i128| value.div_euclid(unit);

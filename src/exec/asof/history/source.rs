@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use datafusion::arrow::array::{ArrayRef, RecordBatch};
 use datafusion::arrow::compute::cast;
+use datafusion::common::stats::Precision;
 use datafusion::common::{Result, internal_err, resources_datafusion_err};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::TaskContext;
@@ -27,10 +28,12 @@ const RANGE_BYTES_MAX: usize = 192 << 20;
 const RANGE_LABELS_MIN: usize = 16 * 1024;
 /// Labels of one pass, counted in 32 bits.
 const PASS_LABELS_MAX: usize = 1 << 31;
+/// Room that is made for labels before they come.
+const EXPECTED_LABELS_MAX: usize = 1 << 24;
 /// Of a bounded memory, the part that the labels of a pass may take.
 const LABELS_SHARE: usize = 3;
 /// What is held of a label beside its columns.
-const LABEL_BYTES: usize = 24;
+const LABEL_BYTES: usize = 20;
 /// How many files are opened at a time.
 const OPENING_MAX: usize = 8;
 
@@ -152,6 +155,8 @@ pub(super) struct Source<K: Keys> {
 
 struct State<K> {
     left: Option<SendableRecordBatchStream>,
+    /// How many labels are still to come, if the left side knows.
+    expected: usize,
     /// A batch that did not fit into the pass before.
     waiting: Option<RecordBatch>,
     pass: Option<Arc<Pass<K>>>,
@@ -177,11 +182,15 @@ impl<K: Keys> Source<K> {
     ) -> Result<Self> {
         let partitions = context.session_config().target_partitions().max(1);
         let label_columns = LabelColumns::new::<K>(label_columns, &exprs, &left.schema());
+        let expected = match left.partition_statistics(None)?.num_rows {
+            Precision::Exact(rows) => rows,
+            _ => 0,
+        };
         let left = match left.output_partitioning().partition_count() {
             1 => left.execute(0, Arc::clone(context))?,
             _ => CoalescePartitionsExec::new(Arc::clone(left)).execute(0, Arc::clone(context))?,
         };
-        let state = State { left: Some(left), waiting: None, pass: None, is_collecting: false };
+        let state = State { left: Some(left), expected, waiting: None, pass: None, is_collecting: false };
         Ok(Self {
             encoder: K::encoder(&exprs.key_types)?,
             exprs,
@@ -241,7 +250,8 @@ impl<K: Keys> Source<K> {
             MemoryLimit::Finite(limit) => limit / LABELS_SHARE,
             _ => usize::MAX,
         };
-        let mut labels = Labels::new(&self.encoder, &self.rights);
+        let expected = state.expected.min(budget / (2 * LABEL_BYTES)).min(EXPECTED_LABELS_MAX);
+        let mut labels = Labels::new(&self.encoder, &self.rights, expected);
         let timer = self.metrics.collect_time.timer();
         loop {
             let next = match (state.waiting.take(), &mut state.left) {
@@ -275,6 +285,7 @@ impl<K: Keys> Source<K> {
         if labels.len() == 0 {
             return Ok(None);
         }
+        state.expected = state.expected.saturating_sub(labels.len());
         self.metrics.passes.add(1);
         self.metrics.labels.add(labels.len());
         let ranges = {
