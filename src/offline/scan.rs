@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::arrow::compute::SortOptions;
-use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::arrow::datatypes::{DataType, SchemaRef};
 use datafusion::catalog::memory::DataSourceExec;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::{Result, ToDFSchema};
@@ -121,7 +121,7 @@ impl IcebergTable {
     }
 
     /// Whether a filter names the keys it wants. The few rows of a key lie side by side, so decoding the other columns
-    /// for those rows alone pays; for rows that are scattered over every page, decoding all and filtering is faster.
+    /// for those rows alone pays.
     fn looks_up(&self, filters: &[Expr]) -> bool {
         let Some(key) = self.table.sort_columns().first() else { return false };
         let is_key = |expr: &Expr| matches!(expr, Expr::Column(column) if column.name == *key);
@@ -140,7 +140,21 @@ impl IcebergTable {
         filters.iter().any(|filter| names(filter, &is_key))
     }
 
-    /// The files as a scan for few of their rows, if they have every column as it is now.
+    /// Whether a filter on the event time, and on no key, keeps few of the rows of files that are sorted by key: no page
+    /// is without some.
+    fn keeps_few_scattered(&self, predicate: &Arc<dyn PhysicalExpr>, files: &[DataFile]) -> bool {
+        let Some((time, keys)) = self.table.time_behind_keys() else { return false };
+        let columns = collect_columns(predicate);
+        let fixed = |column: &Column| {
+            let data_type = self.schema.field(column.index()).data_type();
+            data_type.primitive_width().is_some() || *data_type == DataType::Boolean
+        };
+        columns.iter().all(|column| fixed(column) && !keys.iter().any(|key| key == column.name()))
+            && files.iter().all(|file| self.table.is_sorted(file))
+            && kept_part(predicate, files, time, self.table.iceberg_schema(), &self.schema) <= SPARSE_PART_MAX
+    }
+
+    /// The files as a scan for few of their rows, if none of the columns needs more than a cast.
     async fn sparse_scan(
         &self,
         state: &dyn Session,
@@ -150,10 +164,8 @@ impl IcebergTable {
         live_count: usize,
     ) -> Result<Option<SparseScanExec>> {
         let projection = projection.cloned().unwrap_or_else(|| (0..self.schema.fields().len()).collect());
-        let needed = collect_columns(&predicate).iter().map(|column| column.index()).collect::<Vec<_>>();
-        let mut needed = needed.iter().chain(&projection).map(|column| self.schema.field(*column));
         let fields = self.table.iceberg_schema().as_struct().fields();
-        if needed.any(|field| field.data_type().is_nested())
+        if projection.iter().any(|column| self.schema.field(*column).data_type().is_nested())
             || fields.iter().any(|field| field.initial_default.is_some())
         {
             return Ok(None);
@@ -167,7 +179,7 @@ impl IcebergTable {
         let metrics = ExecutionPlanMetricsSet::new();
         count_files(&metrics, live_count - files.len(), files.len());
         let (table, partitions) = (Arc::clone(&self.schema), state.config().target_partitions());
-        SparseScanExec::try_new(opened, table, predicate, projection, partitions, metrics).map(Some)
+        SparseScanExec::try_new(opened, table, predicate, projection, partitions, metrics)
     }
 
     /// The order of the rows of a sorted file.
@@ -231,8 +243,7 @@ impl TableProvider for IcebergTable {
             return Ok(Arc::new(EmptyExec::new(schema)));
         }
         if let Some(predicate) = predicate
-            && !self.looks_up(filters)
-            && kept_part(&predicate, &files, self.table.iceberg_schema(), &self.schema) <= SPARSE_PART_MAX
+            && self.keeps_few_scattered(&predicate, &files)
             && let Some(sparse) = self.sparse_scan(state, &files, predicate, projection, live_count).await?
         {
             return Ok(Arc::new(sparse));

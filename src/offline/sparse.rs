@@ -13,10 +13,13 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, new_null_array};
-use datafusion::arrow::compute::{cast, concat, filter, prep_null_mask_filter};
-use datafusion::arrow::datatypes::{Schema as ArrowSchema, SchemaRef};
-use datafusion::common::Result;
+use datafusion::arrow::array::{
+    Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, UInt32Array, new_null_array,
+};
+use datafusion::arrow::compute::{cast, concat, filter, prep_null_mask_filter, take};
+use datafusion::arrow::datatypes::{DataType, Schema as ArrowSchema, SchemaRef};
+use datafusion::common::stats::Precision;
+use datafusion::common::{DataFusionError, Result, Statistics};
 use datafusion::execution::TaskContext;
 use datafusion::physical_expr::utils::{collect_columns, reassign_expr_columns};
 use datafusion::physical_expr::{EquivalenceProperties, Partitioning, PhysicalExpr};
@@ -28,11 +31,13 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, SendableRecordBatchStream,
 };
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::stream::{self, Stream, StreamExt, TryStreamExt};
 
 use super::rows::{RowFile, ranges_of};
 use crate::error::Error;
 
+/// Of so many rows about one is kept, as whoever plans such a scan expects.
+const ROWS_PER_KEPT: usize = 20;
 /// Rows that are filtered at a time.
 const UNIT_ROWS_MAX: u32 = 64 * 1024;
 
@@ -51,6 +56,8 @@ pub(super) struct SparseScanExec {
     units: Vec<Vec<(usize, Range<u32>)>>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
+    /// How many rows the filter keeps, about.
+    rows_kept: usize,
 }
 
 #[derive(Debug)]
@@ -67,7 +74,8 @@ struct Reader {
 }
 
 impl SparseScanExec {
-    /// `predicate` is over `table`, `projection` of its columns are put out.
+    /// `predicate` is over `table`, `projection` of its columns are put out. `None` where a column without a fixed width
+    /// would have to be decoded from end to end.
     pub(super) fn try_new(
         files: Vec<SparseFile>,
         table: SchemaRef,
@@ -75,7 +83,7 @@ impl SparseScanExec {
         projection: Vec<usize>,
         partitions: usize,
         metrics: ExecutionPlanMetricsSet,
-    ) -> Result<Self> {
+    ) -> Result<Option<Self>> {
         let has_slots = |column: usize| {
             files.iter().all(|file| file.columns[column].is_none_or(|column| file.rows.has_slots(column)))
         };
@@ -84,6 +92,13 @@ impl SparseScanExec {
         let mut dense: Vec<usize> = filtered.chain(packed).collect();
         dense.sort_unstable();
         dense.dedup();
+        let is_fixed = |column: &usize| {
+            let data_type = table.field(*column).data_type();
+            data_type.primitive_width().is_some() || *data_type == DataType::Boolean
+        };
+        if !dense.iter().all(is_fixed) {
+            return Ok(None);
+        }
         let predicate = reassign_expr_columns(predicate, &table.project(&dense)?)?;
         let schema = Arc::new(table.project(&projection)?);
         let all: Vec<(usize, Range<u32>)> = { files.iter().enumerate() }
@@ -91,6 +106,7 @@ impl SparseScanExec {
                 file.rows.units(UNIT_ROWS_MAX).into_iter().map(move |rows| (index, rows))
             })
             .collect();
+        let rows: usize = all.iter().map(|(_, rows)| rows.len()).sum();
         let partitions = partitions.min(all.len()).max(1);
         let mut units = vec![Vec::new(); partitions];
         all.into_iter().enumerate().for_each(|(index, unit)| units[index % partitions].push(unit));
@@ -101,7 +117,13 @@ impl SparseScanExec {
             Boundedness::Bounded,
         );
         let reader = Arc::new(Reader { files, table, dense, predicate, projection, schema });
-        Ok(Self { reader, units, properties: Arc::new(properties), metrics })
+        Ok(Some(Self {
+            reader,
+            units,
+            properties: Arc::new(properties),
+            metrics,
+            rows_kept: rows / ROWS_PER_KEPT,
+        }))
     }
 }
 
@@ -114,21 +136,53 @@ impl Reader {
         columns
     }
 
-    async fn read(&self, file: usize, rows: Range<u32>, bytes: &Count) -> Result<RecordBatch> {
+    /// Rows of a file whose dense columns are decoded, in batches of at most `batch_rows`.
+    fn batches(
+        self: Arc<Self>,
+        file: usize,
+        dense: Vec<ArrayRef>,
+        chosen: Vec<u32>,
+        batch_rows: usize,
+        bytes: Count,
+    ) -> impl Stream<Item = Result<RecordBatch>> {
+        let starts = (0..chosen.len()).step_by(batch_rows);
+        let shared = Arc::new((dense, chosen));
+        stream::iter(starts).then(move |start| {
+            let (reader, shared, bytes) = (Arc::clone(&self), Arc::clone(&shared), bytes.clone());
+            async move {
+                let (dense, chosen) = &*shared;
+                let end = chosen.len().min(start + batch_rows);
+                reader.batch(file, dense, start, &chosen[start..end], &bytes).await
+            }
+        })
+    }
+
+    /// The rows `chosen`, whose values in the dense columns begin at `start`.
+    async fn batch(
+        &self,
+        file: usize,
+        dense: &[ArrayRef],
+        start: usize,
+        chosen: &[u32],
+        bytes: &Count,
+    ) -> Result<RecordBatch> {
         let file = &self.files[file];
-        let (dense, chosen) = self.filtered(file, rows, bytes).await?;
         let others = self.projection.iter().copied().filter(|column| !self.dense.contains(column));
         let others = self.columns_in(file, others);
-        let fetched = file.rows.fetch(&others, &ranges_of(&chosen)).await?;
+        let fetched = file.rows.fetch(&others, &ranges_of(chosen)).await?;
         bytes.add(fetched.bytes());
-        let column = |column: &usize| match self.dense.binary_search(column) {
-            Ok(place) => Ok(Arc::clone(&dense[place])),
-            Err(_) => {
-                let data_type = self.table.field(*column).data_type();
-                file.rows.take(&fetched, file.columns[*column], &chosen, data_type)
+        // Copied: a slice would hold on to all of them.
+        let places = UInt32Array::from_iter_values(start as u32..(start + chosen.len()) as u32);
+        let column = |column: &usize| -> Result<ArrayRef> {
+            match self.dense.binary_search(column) {
+                Ok(place) => Ok(take(&dense[place], &places, None)?),
+                Err(_) => {
+                    let data_type = self.table.field(*column).data_type();
+                    Ok(file.rows.take(&fetched, file.columns[*column], chosen, data_type)?)
+                }
             }
         };
-        let columns = self.projection.iter().map(column).collect::<crate::error::Result<Vec<_>>>()?;
+        let columns = self.projection.iter().map(column).collect::<Result<Vec<_>>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(chosen.len()));
         Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?)
     }
@@ -136,10 +190,11 @@ impl Reader {
     /// The dense columns at the rows that the filter keeps, and those rows' numbers.
     async fn filtered(
         &self,
-        file: &SparseFile,
+        file: usize,
         rows: Range<u32>,
         bytes: &Count,
     ) -> Result<(Vec<ArrayRef>, Vec<u32>)> {
+        let file = &self.files[file];
         let columns = self.columns_in(file, self.dense.iter().copied());
         let ranges = [rows.clone()];
         let fetched = file.rows.fetch(&columns, &ranges).await?;
@@ -200,14 +255,6 @@ impl Reader {
     }
 }
 
-/// A batch in slices of at most so many rows.
-fn slices(batch: &RecordBatch, rows: usize) -> Vec<RecordBatch> {
-    (0..batch.num_rows())
-        .step_by(rows)
-        .map(|from| batch.slice(from, rows.min(batch.num_rows() - from)))
-        .collect()
-}
-
 impl DisplayAs for SparseScanExec {
     fn fmt_as(&self, t: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let columns = |columns: &[usize]| {
@@ -257,17 +304,25 @@ impl ExecutionPlan for SparseScanExec {
             .then(move |(file, rows)| {
                 let (reader, bytes) = (Arc::clone(&reader), bytes.clone());
                 searched.add(rows.len());
-                async move { reader.read(file, rows, &bytes).await }
+                async move {
+                    let (dense, chosen) = reader.filtered(file, rows, &bytes).await?;
+                    Ok::<_, DataFusionError>(reader.batches(file, dense, chosen, batch_rows, bytes))
+                }
             })
-            .map_ok(move |batch| {
-                baseline.record_output(batch.num_rows());
-                stream::iter(slices(&batch, batch_rows).into_iter().map(Ok))
-            })
-            .try_flatten();
+            .try_flatten()
+            .inspect_ok(move |batch: &RecordBatch| baseline.record_output(batch.num_rows()));
         Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.reader.schema), batches)))
     }
 
     fn metrics(&self) -> Option<MetricsSet> {
         Some(self.metrics.clone_inner())
+    }
+
+    fn partition_statistics(&self, partition: Option<usize>) -> Result<Statistics> {
+        let mut statistics = Statistics::new_unknown(&self.reader.schema);
+        if partition.is_none() {
+            statistics.num_rows = Precision::Inexact(self.rows_kept);
+        }
+        Ok(statistics)
     }
 }

@@ -1,6 +1,6 @@
 //! Iceberg's per-file bounds and counts, as DataFusion reads them: to skip files and to estimate.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, BooleanArray, UInt64Array};
@@ -117,40 +117,44 @@ pub(super) fn file_statistics(file: &DataFile, schema: &Schema, arrow: &SchemaRe
     }
 }
 
-/// The part of the files' rows that a predicate keeps, going by the comparisons in it of a column with a constant, and as
-/// if values lay evenly between their bounds. Where nothing can be told, all are kept.
+/// The part of the files' rows that a predicate keeps, going by its comparisons of `column` with a constant, and as if
+/// values lay evenly between their bounds. Where nothing can be told, all are kept.
 pub(super) fn kept_part(
     predicate: &Arc<dyn PhysicalExpr>,
     files: &[DataFile],
+    column: &str,
     schema: &Schema,
     arrow: &SchemaRef,
 ) -> f64 {
-    let limits: Vec<(i32, &DataType, Operator, f64)> = { split_conjunction(predicate).into_iter() }
+    let (Some(id), Ok(field)) = (schema.field_by_name(column).map(|f| f.id), arrow.field_with_name(column))
+    else {
+        return 1.0;
+    };
+    let limits: Vec<(Operator, f64)> = { split_conjunction(predicate).into_iter() }
         .filter_map(|filter| {
             let comparison = filter.as_any().downcast_ref::<BinaryExpr>()?;
-            let column = comparison.left().as_any().downcast_ref::<PhysicalColumn>()?;
-            let constant = comparison.right().as_any().downcast_ref::<Literal>()?.value();
-            let field = arrow.fields().get(column.index())?;
-            let id = schema.field_by_name(field.name())?.id;
-            Some((id, field.data_type(), *comparison.op(), number(constant)?))
+            let (left, right) = (comparison.left().as_any(), comparison.right().as_any());
+            let (of, constant, operator) = match left.downcast_ref::<PhysicalColumn>() {
+                Some(of) => (of, right.downcast_ref::<Literal>()?, *comparison.op()),
+                None => (right.downcast_ref()?, left.downcast_ref::<Literal>()?, comparison.op().swap()?),
+            };
+            (of.name() == column).then_some((operator, number(constant.value())?))
         })
         .collect();
     let of_file = |file: &DataFile| {
-        let mut ranges: HashMap<i32, (f64, f64, f64)> = HashMap::new();
-        for (id, data_type, operator, limit) in &limits {
-            let bound = |datum: Option<&Datum>| number(&scalar(datum?.literal(), data_type)?);
-            let bounds = (bound(file.lower_bounds().get(id)), bound(file.upper_bounds().get(id)));
-            let (Some(least), Some(greatest)) = bounds else { continue };
-            let width = greatest - least + 1.0;
-            let (low, high, _) = ranges.entry(*id).or_insert((least, greatest + 1.0, width));
+        let bound = |datum: Option<&Datum>| number(&scalar(datum?.literal(), field.data_type())?);
+        let bounds = (bound(file.lower_bounds().get(&id)), bound(file.upper_bounds().get(&id)));
+        let (Some(least), Some(greatest)) = bounds else { return 1.0 };
+        let (mut low, mut high) = (least, greatest + 1.0);
+        for (operator, limit) in &limits {
             match operator {
-                Operator::Lt | Operator::LtEq => *high = high.min(*limit),
-                Operator::Gt | Operator::GtEq => *low = low.max(*limit),
-                Operator::Eq => (*low, *high) = (low.max(*limit), high.min(*limit + 1.0)),
+                Operator::Lt | Operator::LtEq => high = high.min(*limit),
+                Operator::Gt | Operator::GtEq => low = low.max(*limit),
+                Operator::Eq => (low, high) = (low.max(*limit), high.min(*limit + 1.0)),
                 _ => {}
             }
         }
-        ranges.values().map(|(low, high, width)| ((high - low) / width).clamp(0.0, 1.0)).product::<f64>()
+        ((high - low) / (greatest - least + 1.0)).clamp(0.0, 1.0)
     };
     let rows = |file: &DataFile| file.record_count() as f64;
     let kept: f64 = files.iter().map(|file| rows(file) * of_file(file)).sum();

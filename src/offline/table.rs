@@ -113,6 +113,12 @@ impl OfflineTable {
         self.order.as_ref().map_or(&[], |order| &order.columns)
     }
 
+    /// The event time and, before it in the order, the entity key: each time lies anywhere in a file.
+    pub(super) fn time_behind_keys(&self) -> Option<(&str, &[String])> {
+        let order = self.order.as_ref().filter(|order| !order.keys().is_empty())?;
+        Some((&order.columns[order.time?], order.keys()))
+    }
+
     /// Whether the rows of `file` are in the order of [`Self::sort_columns`]: it was written so and stamped with it.
     pub(crate) fn is_sorted(&self, file: &DataFile) -> bool {
         self.order.as_ref().is_some_and(|order| order.is_kept_by(file))
