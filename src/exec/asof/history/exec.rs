@@ -168,7 +168,6 @@ impl AsofHistoryExec {
             joined: None,
             schema: Arc::clone(&self.schema),
             order: Arc::clone(&self.order),
-            rows: context.session_config().batch_size(),
             context,
             baseline: BaselineMetrics::new(&self.metrics, partition),
         };
@@ -184,7 +183,6 @@ struct Run<K: Keys> {
     joined: Option<Joined>,
     schema: SchemaRef,
     order: Arc<[usize]>,
-    rows: usize,
     context: Arc<TaskContext>,
     baseline: BaselineMetrics,
 }
@@ -194,7 +192,7 @@ impl<K: Keys> Run<K> {
         loop {
             if let Some(joined) = &mut self.joined {
                 let _timer = self.source.metrics.output_time.timer();
-                if let Some(batch) = joined.next(&self.schema, &self.order, self.rows)? {
+                if let Some(batch) = joined.next(&self.schema, &self.order)? {
                     self.baseline.record_output(batch.num_rows());
                     return Ok(Some(batch));
                 }

@@ -2,18 +2,20 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::{ArrayRef, Int64Array, UInt32Array};
+use datafusion::arrow::array::{ArrayRef, Int64Array};
 use datafusion::arrow::compute::cast;
 use datafusion::common::{Result, internal_datafusion_err};
 use datafusion::execution::memory_pool::MemoryReservation;
 
-use super::column::{Filled, Filling};
+use super::column::{BatchRows, Column, Filling};
 use super::keys::{Keys, Sorted};
-use super::range::Column;
 use super::right::{Origin, Right};
 use super::search::Choice;
 use super::source::{OpenFile, Source};
 use crate::offline::ranges_of;
+
+/// Where a label without a match has its value, until the number of parts is known.
+const NOWHERE: (usize, usize) = (usize::MAX, 0);
 
 /// A label and the row of a file that it chose.
 struct Pick {
@@ -27,7 +29,7 @@ struct Picks {
     rows: Vec<u32>,
     /// A label that chose each row.
     picked: Vec<u32>,
-    /// Labels, and for each the index of its row.
+    /// Labels, ascending, and for each the index of its row.
     labels: Vec<u32>,
     from: Vec<u32>,
 }
@@ -35,21 +37,20 @@ struct Picks {
 impl Picks {
     /// Of what was chosen, in ascending order of rows.
     fn of(chosen: &[Pick]) -> Self {
-        let mut picks = Self {
-            rows: Vec::with_capacity(chosen.len()),
-            picked: Vec::with_capacity(chosen.len()),
-            labels: Vec::with_capacity(chosen.len()),
-            from: Vec::with_capacity(chosen.len()),
-        };
+        let (mut rows, mut picked) = (Vec::with_capacity(chosen.len()), Vec::with_capacity(chosen.len()));
+        let mut labels = Vec::with_capacity(chosen.len());
         for Pick { label, row } in chosen {
-            if picks.rows.last() != Some(row) {
-                picks.rows.push(*row);
-                picks.picked.push(*label);
+            if rows.last() != Some(row) {
+                rows.push(*row);
+                picked.push(*label);
             }
-            picks.labels.push(*label);
-            picks.from.push(picks.rows.len() as u32 - 1);
+            labels.push((*label, rows.len() as u32 - 1));
         }
-        picks
+        if !labels.is_sorted() {
+            labels.sort_unstable();
+        }
+        let (labels, from) = labels.into_iter().unzip();
+        Self { rows, picked, labels, from }
     }
 }
 
@@ -59,18 +60,20 @@ pub(super) struct Gather<'a, K: Keys> {
     pub(super) right: &'a Right,
     pub(super) files: &'a [OpenFile<K>],
     pub(super) labels: &'a Sorted<K>,
+    pub(super) batch_rows: BatchRows,
     pub(super) reservation: &'a MemoryReservation,
 }
 
 impl<K: Keys> Gather<'_, K> {
     /// The output columns, of `len` labels: those of `choices`, and behind them some without a match.
     pub(super) async fn columns(&self, choices: &[Choice], len: usize) -> Result<Vec<Column>> {
-        let absent = self.right.outputs.iter().map(|output| Filling::new(&output.absent, len));
+        let absent =
+            self.right.outputs.iter().map(|output| Filling::new(&output.absent, len, self.batch_rows));
         let mut columns = absent.collect::<Result<Vec<_>>>()?;
         self.reservation.try_grow(columns.iter().map(Filling::bytes).sum())?;
         let has_parts = columns.iter().any(|column| matches!(column, Filling::Parts(..)));
-        let mut index = if has_parts { vec![u32::MAX; len] } else { Vec::new() };
-        let mut gathered = 0_u32;
+        let mut places = if has_parts { vec![NOWHERE; len] } else { Vec::new() };
+        let (mut parts, mut gathered) = (0, 0);
         for (file, chosen) in self.files.iter().zip(self.by_file(choices)) {
             self.source.metrics.matched.add(chosen.len());
             if chosen.is_empty() || columns.is_empty() {
@@ -78,24 +81,18 @@ impl<K: Keys> Gather<'_, K> {
             }
             let picks = Picks::of(&chosen);
             if has_parts {
-                let places = picks.labels.iter().zip(&picks.from);
-                places.for_each(|(label, from)| index[*label as usize] = gathered + from);
+                let picked = picks.labels.iter().zip(&picks.from);
+                picked.for_each(|(label, from)| places[*label as usize] = (parts, *from as usize));
             }
-            gathered += picks.rows.len() as u32;
+            (parts, gathered) = (parts + 1, gathered + picks.rows.len());
             self.read(file, &picks, &mut columns).await?;
             self.known(&picks, choices, &mut columns)?;
         }
-        self.source.metrics.rows_gathered.add(gathered as usize);
+        self.source.metrics.rows_gathered.add(gathered);
         let _timer = self.source.metrics.gather_time.timer();
-        index.iter_mut().filter(|at| **at == u32::MAX).for_each(|at| *at = gathered);
-        let index = Arc::new(UInt32Array::from(index));
-        let column = |filling: Filling| {
-            Ok(match filling.finish()? {
-                Filled::Slots(values) => Column::InOrder(values),
-                Filled::Parts(values) => Column::ByIndex(values, Arc::clone(&index)),
-            })
-        };
-        columns.into_iter().map(column).collect()
+        places.iter_mut().filter(|place| **place == NOWHERE).for_each(|place| *place = (parts, 0));
+        let places = places.into();
+        columns.into_iter().map(|column| column.finish(&places)).collect()
     }
 
     /// For each file what was chosen from it, in ascending order of rows.
@@ -128,7 +125,7 @@ impl<K: Keys> Gather<'_, K> {
         let outputs = self.right.outputs.iter().zip(&file.outputs).zip(columns);
         for ((output, place), column) in outputs.filter(|((output, _), _)| output.origin == Origin::File) {
             let taken = file.rows.take(&fetched, *place, &picks.rows, &output.column.data_type)?;
-            self.reservation.try_grow(column.add(taken, &picks.from, &picks.labels))?;
+            self.reservation.try_grow(column.add(taken, &picks.from, &picks.labels, self.batch_rows))?;
         }
         Ok(())
     }
@@ -153,7 +150,7 @@ impl<K: Keys> Gather<'_, K> {
                 }
             };
             let known = cast(&known, &output.column.data_type)?;
-            self.reservation.try_grow(column.add(known, &picks.from, &picks.labels))?;
+            self.reservation.try_grow(column.add(known, &picks.from, &picks.labels, self.batch_rows))?;
         }
         Ok(())
     }

@@ -1,17 +1,18 @@
 //! The label side of one pass: as many labels as fit, sorted by (entity key, time) in ranges.
 
+use std::cell::LazyCell;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, UInt32Array};
 use datafusion::arrow::buffer::NullBuffer;
-use datafusion::arrow::compute::{cast, concat, concat_batches, interleave_record_batch, take};
+use datafusion::arrow::compute::{cast, concat, concat_batches, interleave, take};
 use datafusion::arrow::datatypes::{DataType, Int64Type, Schema};
 use datafusion::common::{Result, internal_datafusion_err};
 use datafusion::physical_expr::PhysicalExprRef;
 use datafusion::physical_expr::expressions::Column;
 
+use super::column::Column as Output;
 use super::keys::{Keys, Sorted};
-use super::range;
 use super::right::Right;
 
 /// Batches of fewer labels are joined.
@@ -40,7 +41,8 @@ pub(super) struct LabelColumns {
 
 #[derive(Debug, Clone, Copy)]
 enum Place {
-    Kept(usize),
+    /// The next of the kept columns.
+    Kept,
     Known(usize),
 }
 
@@ -74,7 +76,7 @@ impl LabelColumns {
                     }
                     None => {
                         kept.push(*column);
-                        Place::Kept(kept.len() - 1)
+                        Place::Kept
                     }
                 }
             })
@@ -246,13 +248,14 @@ impl<K: Keys> Labels<K> {
         columns: &LabelColumns,
         range: &Range,
         sorted: Sorted<K>,
-    ) -> Result<Vec<range::Column>> {
+    ) -> Result<Vec<Output>> {
         let Sorted { mut order, keys, times } = sorted;
         let (keys, times) = (keys.into_integers(), Arc::new(Int64Array::from(times)) as ArrayRef);
         let unusable = &range.unusable;
-        let kept = self.kept_columns(&range.rows, unusable)?;
-        order.extend(range.rows.len() as u32..(range.rows.len() + unusable.len()) as u32);
-        let order = Arc::new(UInt32Array::from(order));
+        let places = self.places(&range.rows, unusable);
+        order.extend(range.rows.len() as u32..places.len() as u32);
+        let kept = self.kept_columns(&places, order)?;
+        let as_it_is = Arc::new(UInt32Array::from_iter_values(0..places.len() as u32));
         let tail = unusable.iter().map(|row| self.unusable.partition_point(|other| other < row) as u32);
         let tail = UInt32Array::from_iter_values(tail);
         let known = columns.known.iter().enumerate().map(|(index, (_, known, data_type))| {
@@ -268,32 +271,49 @@ impl<K: Keys> Labels<K> {
             Ok(concat(&[&values, &take(&self.of_unusable[0][index], &tail, None)?])?)
         });
         let known = known.collect::<Result<Vec<ArrayRef>>>()?;
+        let mut kept = kept.into_iter();
         let column = |place: &Place| match place {
-            Place::Kept(index) => range::Column::ByIndex(Arc::clone(&kept[*index]), Arc::clone(&order)),
-            Place::Known(index) => range::Column::InOrder(Arc::clone(&known[*index])),
+            Place::Kept => kept.next().ok_or_else(|| internal_datafusion_err!("a label column was lost")),
+            Place::Known(index) => Ok(Output::ByIndex(Arc::clone(&known[*index]), Arc::clone(&as_it_is))),
         };
-        Ok(columns.places.iter().map(column).collect())
+        columns.places.iter().map(column).collect()
     }
 
-    /// The kept columns of `rows`, which ascend, and behind them of `others`.
-    pub(super) fn kept_columns(&self, rows: &[u32], others: &[u32]) -> Result<Vec<ArrayRef>> {
-        if self.batches.first().is_none_or(|batch| batch.num_columns() == 0) {
-            return Ok(Vec::new());
-        }
+    /// Batch and row in it of `rows`, which ascend, and behind them of `others`.
+    fn places(&self, rows: &[u32], others: &[u32]) -> Vec<(usize, usize)> {
         let mut batch = 0;
-        let mut indices = Vec::with_capacity(rows.len() + others.len());
+        let mut places = Vec::with_capacity(rows.len() + others.len());
         for row in rows {
             while self.starts.get(batch + 1).is_some_and(|next| next <= row) {
                 batch += 1;
             }
-            indices.push((batch, (row - self.starts[batch]) as usize));
+            places.push((batch, (row - self.starts[batch]) as usize));
         }
-        indices.extend(others.iter().map(|row| {
+        places.extend(others.iter().map(|row| {
             let batch = self.starts.partition_point(|start| start <= row) - 1;
             (batch, (row - self.starts[batch]) as usize)
         }));
-        let batches: Vec<&RecordBatch> = self.batches.iter().collect();
-        Ok(interleave_record_batch(&batches, &indices)?.columns().to_vec())
+        places
+    }
+
+    /// The kept columns at `places`, in that order's `order`. Those of fixed width are copied together first, in the
+    /// order in which they lie; others, which may be large, only batch by batch.
+    fn kept_columns(&self, places: &[(usize, usize)], order: Vec<u32>) -> Result<Vec<Output>> {
+        let columns = self.batches.first().map_or(0, RecordBatch::num_columns);
+        let order = Arc::new(UInt32Array::from(order));
+        let in_order = || order.values().iter().map(|place| places[*place as usize]).collect();
+        let scattered: LazyCell<Arc<[(usize, usize)]>, _> = LazyCell::new(in_order);
+        let column = |column: usize| {
+            let arrays = self.batches.iter().map(|batch| Arc::clone(batch.column(column)));
+            let arrays: Vec<ArrayRef> = arrays.collect();
+            let data_type = arrays[0].data_type();
+            if data_type.primitive_width().is_none() && *data_type != DataType::Boolean {
+                return Ok(Output::Scattered(arrays, Arc::clone(&scattered)));
+            }
+            let arrays: Vec<&dyn Array> = arrays.iter().map(|array| array.as_ref()).collect();
+            Ok(Output::ByIndex(interleave(&arrays, places)?, Arc::clone(&order)))
+        };
+        (0..columns).map(column).collect()
     }
 }
 

@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions, UInt32Array,
-};
-use datafusion::arrow::compute::{and, filter, take};
-use datafusion::arrow::datatypes::{SchemaRef, UInt32Type};
+use datafusion::arrow::array::{BooleanArray, RecordBatch, RecordBatchOptions, UInt32Array};
+use datafusion::arrow::compute::and;
+use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::common::Result;
 use datafusion::execution::TaskContext;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 
+use super::column::{BatchRows, Column};
 use super::gather::Gather;
 use super::keys::Keys;
 use super::labels::Range;
@@ -18,22 +17,13 @@ use super::lookup::Lookup;
 use super::search::{Choice, Sought};
 use super::source::{Pass, Source};
 
-/// A column of a range.
-#[derive(Debug)]
-pub(super) enum Column {
-    /// One value per row.
-    InOrder(ArrayRef),
-    /// Values, and for each row the index of its own.
-    ByIndex(ArrayRef, Arc<UInt32Array>),
-}
-
 /// A range whose rows are gathered, to be put out in batches.
 #[derive(Debug)]
 pub(super) struct Joined {
-    rows: usize,
     /// Label columns and, behind them, the outputs of each right side.
     columns: Vec<Column>,
-    next: usize,
+    /// The rows of each batch to come.
+    batches: std::vec::IntoIter<std::ops::Range<usize>>,
     reservation: MemoryReservation,
 }
 
@@ -59,6 +49,7 @@ pub(super) async fn join<K: Keys>(
         range.unusable.clear();
     }
     let files = source.files(context).await?;
+    let batch_rows = BatchRows::at_most(context.session_config().batch_size());
     let mut keep: Option<BooleanArray> = None;
     let mut gathered = Vec::new();
     for (index, (right, files)) in source.rights.iter().zip(files).enumerate() {
@@ -69,7 +60,7 @@ pub(super) async fn join<K: Keys>(
             let matched: BooleanArray = choices.iter().map(|choice| Some(!choice.is_none())).collect();
             keep = Some(keep.map_or_else(|| Ok(matched.clone()), |keep| and(&keep, &matched))?);
         }
-        let gather = Gather { source, right, files, labels, reservation };
+        let gather = Gather { source, right, files, labels, batch_rows, reservation };
         gathered.extend(gather.columns(&choices, rows.len() + range.unusable.len()).await?);
     }
     let mut rows = range.rows.len() + range.unusable.len();
@@ -79,44 +70,25 @@ pub(super) async fn join<K: Keys>(
     };
     columns.extend(gathered);
     if let Some(keep) = keep {
-        rows = keep.true_count();
-        columns = columns.into_iter().map(|column| column.filtered(&keep)).collect::<Result<_>>()?;
+        let kept = Arc::new(UInt32Array::from_iter_values(keep.values().set_indices_u32()));
+        rows = kept.len();
+        columns = columns.into_iter().map(|column| column.filtered(&kept)).collect::<Result<_>>()?;
     }
-    Ok(Joined { columns, rows, next: 0, reservation })
-}
-
-impl Column {
-    fn filtered(self, keep: &BooleanArray) -> Result<Self> {
-        Ok(match self {
-            Column::InOrder(values) => Column::InOrder(filter(&values, keep)?),
-            Column::ByIndex(values, index) => {
-                let index = filter(index.as_ref(), keep)?;
-                Column::ByIndex(values, Arc::new(index.as_primitive::<UInt32Type>().clone()))
-            }
-        })
-    }
+    let batches = batch_rows.ranges(rows).collect::<Vec<_>>().into_iter();
+    Ok(Joined { columns, batches, reservation })
 }
 
 impl Joined {
-    /// The next batch of at most `rows` rows, or `None` at the end. `order` says which of the columns comes where.
-    pub(super) fn next(
-        &mut self,
-        schema: &SchemaRef,
-        order: &[usize],
-        rows: usize,
-    ) -> Result<Option<RecordBatch>> {
-        let (start, length) = (self.next, rows.min(self.rows - self.next));
-        if length == 0 {
+    /// The next batch, or `None` at the end. `order` says which of the columns comes where.
+    pub(super) fn next(&mut self, schema: &SchemaRef, order: &[usize]) -> Result<Option<RecordBatch>> {
+        let Some(rows) = self.batches.next() else {
             self.reservation.free();
             return Ok(None);
-        }
-        self.next += length;
-        let columns = order.iter().map(|column| match &self.columns[*column] {
-            Column::InOrder(values) => Ok(values.slice(start, length)),
-            Column::ByIndex(values, index) => Ok(take(values, &index.slice(start, length), None)?),
-        });
+        };
+        let columns = self.columns.iter_mut().map(|column| column.next(rows.clone()));
         let columns = columns.collect::<Result<Vec<_>>>()?;
-        let options = RecordBatchOptions::new().with_row_count(Some(length));
+        let columns = order.iter().map(|column| Arc::clone(&columns[*column])).collect();
+        let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
         Ok(Some(RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)?))
     }
 }
