@@ -1,4 +1,5 @@
-//! Record batches as gRPC messages whose body is the batches' own memory: nothing of it is copied on the way out.
+//! Record batches as gRPC messages whose body is the batches' own memory, but for small buffers and those that a slice
+//! leaves unaligned.
 //!
 //! ```text
 //! 0 | length of all that follows: 4 | FlightData { data_header = 2: the IPC message, data_body = 1000: … }

@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 /// Above this, a batch is halved. gRPC clients accept 4 MiB (most) or 16 MiB (ADBC) by default.
 const MESSAGE_BYTES_TARGET: usize = 2 << 20;
 
-/// A stream of answers, as tonic takes it.
+/// A stream of answers, or the status that ends it.
 pub(super) type Answers<T> = BoxStream<'static, Result<T, Status>>;
 
 /// Encodes `batches`, whose schema is `schema`. The schema goes first, also when no batch follows.

@@ -32,7 +32,7 @@ use object_store::path::Path;
 use super::evolution::ByFieldId;
 use super::rows::RowFile;
 use super::sparse::{SparseFile, SparseScanExec};
-use super::statistics::{FileBounds, file_statistics, kept_part, may_hold_nan};
+use super::statistics::{FileBounds, file_statistics, kept_part, may_hold_nan, without_endless};
 use super::store::OfflineStore;
 use super::table::OfflineTable;
 use crate::error::Error;
@@ -282,7 +282,7 @@ impl TableProvider for IcebergTable {
         let columns = ByFieldId::new(self.table.iceberg_schema(), &self.schema);
         let config = FileScanConfigBuilder::new(url, Arc::new(source))
             .with_file_groups(groups(whole, state.config().target_partitions(), bytes_min))
-            .with_statistics(statistics)
+            .with_statistics(without_endless(statistics))
             .with_expr_adapter(Some(Arc::new(columns)))
             .with_output_ordering(ordering.into_iter().collect())
             .with_projection_indices(projection.cloned())?

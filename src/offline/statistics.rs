@@ -117,6 +117,24 @@ pub(super) fn file_statistics(file: &DataFile, schema: &Schema, arrow: &SchemaRe
     }
 }
 
+/// Leaves out bounds that are farther apart than their type counts: DataFusion's estimates fail on them.
+pub(super) fn without_endless(mut statistics: Statistics) -> Statistics {
+    use ScalarValue::{Int64, TimestampMicrosecond};
+    for column in &mut statistics.column_statistics {
+        let distance = match (column.min_value.get_value(), column.max_value.get_value()) {
+            (Some(Int64(Some(min))), Some(Int64(Some(max))))
+            | (Some(TimestampMicrosecond(Some(min), _)), Some(TimestampMicrosecond(Some(max), _))) => {
+                max.checked_sub(*min)
+            }
+            _ => continue,
+        };
+        if distance.is_none() {
+            (column.min_value, column.max_value) = (Precision::Absent, Precision::Absent);
+        }
+    }
+    statistics
+}
+
 /// The part of the files' rows that a predicate keeps, going by its comparisons of `column` with a constant, and as if
 /// values lay evenly between their bounds. Where nothing can be told, all are kept.
 pub(super) fn kept_part(

@@ -101,6 +101,29 @@ async fn rows_that_lie_scattered_are_picked_out() {
     }
 }
 
+/// Whoever keeps a batch keeps no more than its rows, and is not charged for more.
+#[tokio::test]
+async fn batches_own_what_they_hold() {
+    let (_dir, session) = filled().await;
+    fill(&session, 1, 0..1000).await;
+    fill(&session, 2, 0..1000).await;
+    session.update("CREATE TABLE l AS SELECT user_id, ts, n, s FROM g", None).await.unwrap();
+    let join = |kind: &str| {
+        format!(
+            "SELECT l.user_id, l.ts, l.n, f.n AS value, f.ts AS at FROM l ASOF {kind} JOIN g f \
+             MATCH_CONDITION (l.ts >= f.ts) ON l.user_id = f.user_id"
+        )
+    };
+    let narrow =
+        "SELECT user_id, ts, n, n + 1, user_id + 1 FROM g WHERE ts < TIMESTAMP '2026-01-01 02:00:00'";
+    for sql in [join("LEFT"), join("INNER"), narrow.to_owned()] {
+        let batches: Vec<RecordBatch> = session.query(&sql, None).await.unwrap().try_collect().await.unwrap();
+        let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+        let held: usize = batches.iter().map(RecordBatch::get_array_memory_size).sum();
+        assert!(rows > 7000 && held < rows * 5 * 8 * 2, "{sql}: {rows} rows hold {held} bytes");
+    }
+}
+
 #[tokio::test]
 async fn a_join_skips_what_its_other_side_cannot_match() {
     let (_dir, session) = filled().await;
