@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::arrow::compute::SortOptions;
-use datafusion::arrow::datatypes::{DataType, SchemaRef};
+use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::catalog::memory::DataSourceExec;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::{Result, ToDFSchema};
@@ -144,12 +144,8 @@ impl IcebergTable {
     /// is without some.
     fn keeps_few_scattered(&self, predicate: &Arc<dyn PhysicalExpr>, files: &[DataFile]) -> bool {
         let Some((time, keys)) = self.table.time_behind_keys() else { return false };
-        let columns = collect_columns(predicate);
-        let fixed = |column: &Column| {
-            let data_type = self.schema.field(column.index()).data_type();
-            data_type.primitive_width().is_some() || *data_type == DataType::Boolean
-        };
-        columns.iter().all(|column| fixed(column) && !keys.iter().any(|key| key == column.name()))
+        let names_key = |column: &Column| keys.iter().any(|key| key == column.name());
+        !collect_columns(predicate).iter().any(names_key)
             && files.iter().all(|file| self.table.is_sorted(file))
             && kept_part(predicate, files, time, self.table.iceberg_schema(), &self.schema) <= SPARSE_PART_MAX
     }
