@@ -15,7 +15,7 @@ FLETCHING := $(CARGO_TARGET_DIR)/debug/fletching
 export FLETCHING
 
 .PHONY: help test quickstart build fmt lint format-check test-rust test-clients redis clean
-.PHONY: bench-compare bench-density bench-scan bench-limits bench-serving bench-ready
+.PHONY: bench-compare bench-density bench-scan bench-limits bench-serving bench-ready bench-environments
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -76,11 +76,14 @@ bench-limits: bench-ready ## little memory, a TTL, ten chained feature groups
 	$(BENCH)/limits.py --size $(SIZE) --runs $(RUNS)
 
 bench-serving: SIZE ?= S
-bench-serving: bench-ready redis ## LATEST by every path against raw Redis, Feast and the bare protocol
+bench-serving: bench-environments redis ## LATEST by every path against raw Redis, Feast and the bare protocol
+# The load generator, and with it the binary.
 	cargo bench --locked --no-run --bench serving
 	$(BENCH)/serving.py --size $(SIZE) --runs $(RUNS)
 
-bench-ready: $(BENCH_VENV)/.ready $(BENCH_VENV)-feast/.ready
+bench-environments: $(BENCH_VENV)/.ready $(BENCH_VENV)-feast/.ready
+
+bench-ready: bench-environments
 	$(if $(GIVEN),,cargo build --locked --release)
 
 clean: ## the Python environments and the data of quickstart and benchmarks; `cargo clean` does the rest
