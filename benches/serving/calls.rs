@@ -1,5 +1,6 @@
 //! One caller: asks for the features of random entities, by one `DoGet` a call.
 
+use std::fmt::Write;
 use std::time::Instant;
 
 use arrow_flight::Ticket;
@@ -125,10 +126,8 @@ impl Caller {
     fn ticket(&self, keys: &[u64]) -> Ticket {
         let mut text = self.opening.clone();
         for (number, key) in keys.iter().enumerate() {
-            if number > 0 {
-                text.push(',');
-            }
-            text.push_str(&key.to_string());
+            let comma = if number > 0 { "," } else { "" };
+            write!(text, "{comma}{key}").expect("a string takes anything");
         }
         text.push_str("]}");
         Ticket::new(text)

@@ -17,7 +17,7 @@ use crate::Failure;
 use crate::answers::{Checker, parse};
 use crate::calls::Target;
 use crate::entities::Entities;
-use crate::record::{Record, Window};
+use crate::record::Record;
 
 #[derive(Debug, Args)]
 pub(crate) struct ExchangeArgs {

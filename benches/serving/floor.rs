@@ -2,7 +2,6 @@
 //! Tickets are not read. What Fletching adds to this is what serving costs beyond the protocol.
 
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -76,8 +75,15 @@ struct Floor {
 /// Where rows come from.
 enum Source {
     /// What DoGet gives, and what others are cut from.
-    Constant { usual: RecordBatch, most: RecordBatch },
-    Redis { redis: MultiplexedConnection, entities: u64, calls: AtomicU64 },
+    Constant {
+        usual: RecordBatch,
+        most: RecordBatch,
+    },
+    Redis {
+        redis: MultiplexedConnection,
+        entities: u64,
+        calls: AtomicU64,
+    },
 }
 
 impl Source {
@@ -134,7 +140,7 @@ impl FlightService for Floor {
         let answers = request.into_inner().skip(1).then(move |question| {
             let (source, schema) = (Arc::clone(&source), Arc::clone(&schema));
             async move {
-                let answered = pin!(answer(&source, &schema, question?)).await;
+                let answered = answer(&source, &schema, question?).await;
                 answered.map_err(|error| Status::invalid_argument(error.to_string()))
             }
         });
@@ -164,10 +170,7 @@ impl FlightService for Floor {
         Err(Status::unimplemented(NOTHING_ELSE))
     }
 
-    async fn do_put(
-        &self,
-        _: Request<Streaming<FlightData>>,
-    ) -> Result<Response<Self::DoPutStream>, Status> {
+    async fn do_put(&self, _: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
         Err(Status::unimplemented(NOTHING_ELSE))
     }
 
