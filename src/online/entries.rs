@@ -8,7 +8,7 @@ use datafusion::arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 
 use crate::error::{Error, Result};
 use crate::model::{
-    EntityKey, FeatureGroup, RowEncoder, RowLayout, RowOrder, encode_keys, push_row, select_rows,
+    EntityKey, FeatureGroup, RowEncoder, RowLayout, RowOrder, encode_keys, put_entry, select_rows,
 };
 
 /// The batch as one entry per entity, sorted by key: only the rows that can still be served at `now_us` or later
@@ -38,10 +38,10 @@ pub(super) fn entries_of(
     for entity in rows.chunk_by(|a, b| a.0 == b.0) {
         let newest_first: Vec<RowOrder> = entity.iter().map(|(_, order, _)| *order).collect();
         let mut entry = Vec::new();
-        for kept in select_rows(&newest_first, now_us) {
+        put_entry(&select_rows(&newest_first, now_us), &mut entry, |kept, out| {
             let (_, order, row) = entity[kept];
-            push_row(&mut entry, |out| encoder.append(row, order, out))?;
-        }
+            encoder.append(row, order, out)
+        })?;
         entries.push((entity[0].0.clone(), Bytes::from(entry)));
     }
     Ok(entries)

@@ -107,6 +107,7 @@ fn group(id: u128) -> FeatureGroup {
         description: None,
         tags: vec![],
         online: true,
+        schemas: vec![],
     }
 }
 
