@@ -177,8 +177,8 @@ impl FeatureGroup {
         }
     }
 
-    /// How long after its event time a row is kept online: through the TTL, and as long again, while `LATEST` says
-    /// that it is too old; after that it is not found. `None` means for ever.
+    /// How long after its event time a row must be kept online: through the TTL, and as long again, so that `LATEST` can
+    /// say that it is too old. `None` means for ever.
     pub fn online_lifetime(&self) -> Option<Duration> {
         self.ttl.map(|ttl| ttl.saturating_mul(2))
     }

@@ -73,7 +73,6 @@ impl Answerer {
     /// taken for the truth, so a damaged entry fails the look-up until it is written again.
     pub(super) fn answer<'a>(&'a self, entries: &'a [Option<Bytes>], now_us: i64) -> Result<Answer<'a>> {
         let oldest_us = before(now_us, self.group.ttl);
-        let gone_us = before(now_us, self.group.online_lifetime());
         let mut rows = Vec::with_capacity(entries.len());
         let mut statuses = Vec::with_capacity(entries.len());
         for entry in entries {
@@ -81,8 +80,6 @@ impl Answerer {
                 Some(entry) => pick(entry, now_us).map_err(|e| self.damaged(e))?,
                 None => None,
             };
-            // A store may have forgotten it or not yet: the answer is the same.
-            let row = row.filter(|row| row.order.event_time_us >= gone_us);
             statuses.push(match &row {
                 None => Status::NotFound,
                 Some(row) if row.order.event_time_us < oldest_us => Status::OutsideMaxAge,

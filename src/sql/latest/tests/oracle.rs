@@ -38,7 +38,6 @@ fn asof(events: &[Event], user: i64, now: i64, ttl: Option<i64>) -> (Option<i64>
     }
     match best {
         None => (None, Some(0), "NOT_FOUND"),
-        Some(((time, ..), _)) if ttl.is_some_and(|ttl| time < now - 2 * ttl) => (None, Some(0), "NOT_FOUND"),
         Some(((time, ..), _)) if ttl.is_some_and(|ttl| time < now - ttl) => {
             (Some(time), Some(0), "OUTSIDE_MAX_AGE")
         }
