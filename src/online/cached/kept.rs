@@ -31,6 +31,7 @@ use super::flight::{Flight, FlightId, WeakFlight};
 use crate::model::EntityKey;
 use crate::online::changes::GroupBits;
 
+/// As many as a word has bits.
 const SHARDS: usize = 64;
 /// Keys looked up under one set of locks: enough to share them, few enough for writers not to wait.
 const KEYS_PER_TURN_MAX: usize = 256;
@@ -241,13 +242,12 @@ impl Kept {
         let (mut missed, mut sampled) = (Vec::new(), Vec::new());
         let turn = self.turns.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         for (nth, part) in keys.chunks(KEYS_PER_TURN_MAX).enumerate() {
-            let mut guards: [Option<RwLockReadGuard<'_, Content>>; SHARDS] = [const { None }; SHARDS];
-            let asked = part.iter().map(|key| self.asked(group, key.as_bytes()));
-            let asked: Vec<Asked<'_>> = asked.collect();
-            for asked in &asked {
-                let shard = shard_of(asked.hash);
-                guards[shard].get_or_insert_with(|| self.shards[shard].0.read());
-            }
+            let asked: Vec<Asked<'_>> = part.iter().map(|key| self.asked(group, key.as_bytes())).collect();
+            let touched = asked.iter().fold(0u64, |touched, asked| touched | 1 << shard_of(asked.hash));
+            // In the order of the shards: whoever holds several waits for later ones only, so nobody waits in a circle.
+            let guards: [Option<RwLockReadGuard<'_, Content>>; SHARDS] = std::array::from_fn(|shard| {
+                (touched >> shard & 1 == 1).then(|| self.shards[shard].0.read())
+            });
             for (i, asked) in asked.iter().enumerate() {
                 let content = guards[shard_of(asked.hash)].as_deref().filter(|content| content.open);
                 let slot = content.and_then(|content| content.slot(*asked));
