@@ -78,6 +78,7 @@ impl CachedStore {
 
 /// Applies what the store tells, for as long as it does.
 async fn follow(mut changes: Changes, kept: Arc<Kept>, counters: Arc<Counters>) {
+    let _close = CloseAtEnd(Arc::clone(&kept));
     while let Some(change) = changes.next().await {
         let clear = |open| {
             kept.clear(open);
@@ -93,7 +94,15 @@ async fn follow(mut changes: Changes, kept: Arc<Kept>, counters: Arc<Counters>) 
             }
         }
     }
-    kept.clear(Some(false));
+}
+
+/// Nothing is served once nobody follows the changes, whyever that is.
+struct CloseAtEnd(Arc<Kept>);
+
+impl Drop for CloseAtEnd {
+    fn drop(&mut self) {
+        self.0.clear(Some(false));
+    }
 }
 
 /// Forgets the keys when the write is over, however it ends: answered, failed half-way or abandoned.
