@@ -5,16 +5,16 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-/// Bits of an id that say which kind of UUID it is: four for the version, two for the variant.
-const KIND_BITS: u128 = 0xf << 76 | 0b11 << 62;
-
-/// A group's id without the bits that say which kind of UUID it is: what a store's key can tell of it.
+/// What a store's key may tell of a group's id: its 122 bits that are random or time, in their order, without those
+/// that say which kind of UUID it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct GroupBits(u128);
 
 impl From<Uuid> for GroupBits {
     fn from(id: Uuid) -> Self {
-        Self(id.as_u128() & !KIND_BITS)
+        let id = id.as_u128();
+        let (high, middle, low) = (id >> 80, id >> 64 & 0xfff, id & ((1 << 62) - 1));
+        Self(high << 74 | middle << 62 | low)
     }
 }
 
