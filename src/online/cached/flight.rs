@@ -88,7 +88,7 @@ struct SharedCause(Arc<Error>);
 
 impl fmt::Display for SharedCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.source().map_or(Ok(()), |cause| cause.fmt(f))
+        self.0.source().map_or(Ok(()), |cause| write!(f, "{cause}"))
     }
 }
 

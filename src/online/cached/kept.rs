@@ -245,9 +245,8 @@ impl Kept {
             let asked: Vec<Asked<'_>> = part.iter().map(|key| self.asked(group, key.as_bytes())).collect();
             let touched = asked.iter().fold(0u64, |touched, asked| touched | 1 << shard_of(asked.hash));
             // In the order of the shards: whoever holds several waits for later ones only, so nobody waits in a circle.
-            let guards: [Option<RwLockReadGuard<'_, Content>>; SHARDS] = std::array::from_fn(|shard| {
-                (touched >> shard & 1 == 1).then(|| self.shards[shard].0.read())
-            });
+            let guards: [Option<RwLockReadGuard<'_, Content>>; SHARDS] =
+                std::array::from_fn(|shard| (touched >> shard & 1 == 1).then(|| self.shards[shard].0.read()));
             // First everything is found, then taken: counting a reference is a barrier, and what lies in front of it
             // is fetched from memory side by side.
             let slot = |asked: &Asked<'_>| {

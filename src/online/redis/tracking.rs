@@ -182,7 +182,8 @@ mod tests {
         let key = EntityKey::from_stored(vec![0, 1, b'}', b':']);
         let bulk = |key: &[u8]| Value::BulkString(key.to_vec());
         let stored = stored_key(&entries_prefix(group), &key);
-        let keys = [&stored[..], snapshot_key(group).as_bytes(), b"fletching:{x", b"elsewhere"];
+        let note = snapshot_key(group);
+        let keys = [&stored[..], note.as_bytes(), b"fletching:{x", b"elsewhere"];
         let told = change(vec![Value::Array(keys.map(bulk).to_vec())]);
         let expected = ChangedKey { group: group.into(), key: vec![0, 1, b'}', b':'].into() };
         assert_eq!(told, Change::Keys(vec![expected]));

@@ -89,6 +89,7 @@ impl History {
             return writes[dice.below(writes.len() as u64) as usize].rows.clone();
         }
         drop(writes);
+        let rows = 1 + dice.below(6);
         let new_row = |_| {
             let amount = self.amounts.fetch_add(1, SeqCst) as i64;
             let user = dice.below(USERS as u64) as i64;
@@ -96,7 +97,7 @@ impl History {
             let time = 1 + amount / 40 + dice.below(8) as i64;
             row(user, time.min(NOW), dice.below(3) as i64, amount, amount)
         };
-        (0..1 + dice.below(6)).map(new_row).collect()
+        (0..rows).map(new_row).collect()
     }
 
     async fn write_on(&self, stage: &Stage, server: usize, mut dice: Dice) {
