@@ -120,6 +120,7 @@ impl Engine {
             Arc::clone(&self.registry),
             Arc::clone(&self.offline),
             Arc::clone(&self.ingest),
+            Arc::clone(&self.online),
         ));
         let context = self.context();
         context.register_catalog(CATALOG, Arc::new(Catalog(Arc::clone(&catalog))));

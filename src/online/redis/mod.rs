@@ -9,6 +9,8 @@
 //! newer-wins atomic whoever else writes. Every call ends within the deadline, the connection restores itself, and
 //! since each call may be repeated without harm, one that met a broken connection is tried once more.
 
+mod tracking;
+
 use std::collections::HashSet;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -23,6 +25,7 @@ use datafusion::arrow::array::RecordBatch;
 use futures::stream::{self, BoxStream, StreamExt};
 use uuid::Uuid;
 
+use super::changes::{ChangedKey, Changes};
 use super::entries::entries_of;
 use super::{Found, OnlineStore, ScannedEntries};
 use crate::clock::Clock;
@@ -32,6 +35,8 @@ use crate::model::{EntityKey, FeatureGroup, MAX_FUTURE_ROWS};
 const MERGE: &str = include_str!("merge.lua");
 /// Keys per MGET, merges per pipeline, keys per step of a scan: what one call asks of the server at most.
 const KEYS_PER_CALL_MAX: usize = 1000;
+/// What the keys of all entries begin with.
+const TRACKED_PREFIX: &str = "fletching:{";
 /// Longest part of an error of Redis that is passed on; a failed pipeline repeats itself for every command.
 const CAUSE_CHARS_MAX: usize = 200;
 
@@ -44,6 +49,7 @@ pub(super) struct RedisStore {
 /// The connection, and how long a call on it may take.
 #[derive(Clone)]
 struct Server {
+    client: Client,
     connection: ConnectionManager,
     /// Host and port, without credentials.
     address: String,
@@ -74,9 +80,9 @@ impl RedisStore {
             .set_connection_timeout(Some(timeout))
             .set_response_timeout(Some(timeout))
             .set_number_of_retries(0);
-        let connection =
-            ConnectionManager::new_lazy_with_config(client, config).map_err(|e| failed(&address, &e))?;
-        let server = Server { connection, address, timeout };
+        let connection = ConnectionManager::new_lazy_with_config(client.clone(), config)
+            .map_err(|e| failed(&address, &e))?;
+        let server = Server { client, connection, address, timeout };
         Ok(Self { server, merge: Script::new(MERGE), clock })
     }
 }
@@ -113,6 +119,11 @@ impl Server {
                 self.address, self.timeout
             ))),
         }
+    }
+
+    /// One client for each server that takes writes.
+    async fn masters(&self) -> Result<Vec<Client>> {
+        Ok(vec![self.client.clone()])
     }
 
     async fn mget(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>> {
@@ -162,6 +173,15 @@ fn snapshot_key(group: Uuid) -> String {
 
 fn stored_key(prefix: &str, key: &EntityKey) -> Vec<u8> {
     [prefix.as_bytes(), key.as_bytes()].concat()
+}
+
+/// The entry that a key in Redis is for; `None` for keys of other things.
+fn parse_stored_key(stored: Bytes) -> Option<ChangedKey> {
+    let rest = stored.strip_prefix(TRACKED_PREFIX.as_bytes())?;
+    let (group, rest) = rest.split_at_checked(uuid::fmt::Hyphenated::LENGTH)?;
+    let key = rest.strip_prefix(b"}:e:")?;
+    let group = Uuid::try_parse_ascii(group).ok()?;
+    Some(ChangedKey { group: group.into(), key: stored.slice_ref(key) })
 }
 
 #[async_trait]
@@ -252,6 +272,10 @@ impl OnlineStore for RedisStore {
             }
         })
         .boxed()
+    }
+
+    fn changes(&self) -> Option<Changes> {
+        Some(tracking::changes(self.server.clone()))
     }
 }
 

@@ -1,8 +1,11 @@
 //! One suite for every store, each with and without the cache; and what only one of them can show.
 
 mod cache;
+mod cache_speed;
+mod history;
 mod redis_server;
 mod suite;
+mod tracking;
 
 use std::sync::Arc;
 use std::time::Duration;
