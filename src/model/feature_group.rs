@@ -166,6 +166,12 @@ impl FeatureGroup {
         }
     }
 
+    /// How long after the event time of its newest row the online store keeps an entity's entry: twice the TTL. For the
+    /// second half of it a look-up still knows that the entity is too old, not unknown. `None` means for ever.
+    pub fn online_lifetime(&self) -> Option<Duration> {
+        self.ttl.map(|ttl| ttl.saturating_mul(2))
+    }
+
     /// Schema of the declared columns.
     pub fn schema(&self) -> SchemaRef {
         Arc::new(Schema::new(self.columns.iter().map(|c| Arc::clone(&c.field)).collect::<Vec<_>>()))

@@ -1,13 +1,20 @@
 //! The store in a file of the server's own, for one server.
 //!
 //! ```text
-//! table "entries"   group's id, 16 bytes | entity key   →   entry
-//! table "applied"   group's id, 16 bytes                →   snapshot id, i64
+//! table "entries.2"   group's id, 16 bytes | entity key   →   entry
+//! table "applied.2"   group's id, 16 bytes                →   snapshot id, i64
 //! ```
+//!
+//! The number is that of the entries' format: a file with tables of another one is as good as empty, and is filled
+//! again from the history.
+//!
+//! What has had its life is swept out by the writes of its group: each looks through some entries more than it writes,
+//! from where the last one stopped.
 //!
 //! Rows are committed without waiting for the disk: a crash may lose the last of them. Noting a snapshot does wait,
 //! and redb makes everything committed before it durable with it, so the note never outlives the rows it speaks for.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
@@ -18,22 +25,28 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::arrow::array::RecordBatch;
 use futures::stream::{self, BoxStream, StreamExt};
+use parking_lot::Mutex;
 use redb::{
     Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+    WriteTransaction,
 };
 use tracing::warn;
 use uuid::Uuid;
 
-use super::entries::entries_of;
+use super::entries::{Incoming, PackedEntry};
 use super::{Found, OnlineStore, ScannedEntries};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{EntityKey, FeatureGroup, merge};
+use crate::model::{EntityKey, FeatureGroup, merge, pick};
 
-const ENTRIES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("entries");
-const APPLIED: TableDefinition<&[u8], i64> = TableDefinition::new("applied");
+const ENTRIES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("entries.2");
+const APPLIED: TableDefinition<&[u8], i64> = TableDefinition::new("applied.2");
+/// Tables of former formats.
+const FORMER: [&str; 2] = ["entries", "applied"];
 /// Entries read per step of a scan; each step sees the file as it is then, and holds nothing between steps.
 const SCAN_ENTRIES_MAX: usize = 1024;
+/// Entries that a write looks through for dead ones, beside as many as it writes.
+const SWEPT_MIN: usize = 64;
 /// Between attempts to open a file that another holds.
 const RETRY: Duration = Duration::from_millis(20);
 const CACHE_BYTES: usize = 64 << 20;
@@ -42,6 +55,8 @@ pub(super) struct EmbeddedStore {
     database: Arc<Database>,
     path: PathBuf,
     clock: Arc<dyn Clock>,
+    /// For each group the key from which its next sweep goes on.
+    swept: Arc<Mutex<HashMap<Uuid, Vec<u8>>>>,
 }
 
 impl EmbeddedStore {
@@ -59,7 +74,7 @@ impl EmbeddedStore {
                 other => break other?,
             }
         };
-        Ok(Self { database: Arc::new(database), path, clock })
+        Ok(Self { database: Arc::new(database), path, clock, swept: Arc::default() })
     }
 
     async fn run<T: Send + 'static>(
@@ -89,6 +104,9 @@ fn create(path: &Path) -> Result<Database> {
         let transaction = database.begin_write()?;
         transaction.open_table(ENTRIES)?;
         transaction.open_table(APPLIED)?;
+        for name in FORMER {
+            transaction.delete_table(TableDefinition::<&[u8], &[u8]>::new(name))?;
+        }
         Ok(transaction.commit()?)
     };
     tables().map_err(|e| failed(path, e))?;
@@ -127,29 +145,55 @@ fn end_of(group: Uuid) -> Bound<Vec<u8>> {
 }
 
 fn merge_all(
-    database: &Database,
+    transaction: &WriteTransaction,
     id: Uuid,
-    entries: &[(EntityKey, Bytes)],
+    entries: &[PackedEntry],
     now_us: i64,
 ) -> Result<(), redb::Error> {
-    let mut transaction = database.begin_write()?;
-    transaction.set_durability(Durability::None)?;
-    {
-        let mut table = transaction.open_table(ENTRIES)?;
-        for (key, incoming) in entries {
-            let key = stored_key(id, key.as_bytes());
-            let existing = table.get(key.as_slice())?.map(|e| e.value().to_vec());
-            let merged = match existing {
-                Some(existing) => merge(&existing, incoming, now_us).unwrap_or_else(|error| {
-                    warn!(group = %id, %error, "an unreadable online value is replaced");
-                    incoming.to_vec()
-                }),
-                None => incoming.to_vec(),
-            };
-            table.insert(key.as_slice(), merged.as_slice())?;
+    let mut table = transaction.open_table(ENTRIES)?;
+    for PackedEntry { key, bytes: incoming, .. } in entries {
+        let key = stored_key(id, key.as_bytes());
+        let existing = table.get(key.as_slice())?.map(|e| e.value().to_vec());
+        let merged = existing.map(|existing| merge(&existing, incoming, now_us)).transpose();
+        let merged = merged.unwrap_or_else(|error| {
+            warn!(group = %id, %error, "an unreadable online value is replaced");
+            None
+        });
+        table.insert(key.as_slice(), merged.as_ref().unwrap_or(incoming).as_slice())?;
+    }
+    Ok(())
+}
+
+/// Removes the dead among the next `entries` entries of the group from `start` on; returns where to go on.
+fn sweep(
+    transaction: &WriteTransaction,
+    id: Uuid,
+    start: Vec<u8>,
+    entries: usize,
+    dead_before_us: i64,
+) -> Result<Vec<u8>, redb::Error> {
+    let mut table = transaction.open_table(ENTRIES)?;
+    let (mut dead, mut seen) = (Vec::new(), 0);
+    let mut next = stored_key(id, &[]);
+    let end = end_of(id);
+    let range = (Bound::Included(start.as_slice()), end.as_ref().map(Vec::as_slice));
+    for item in table.range::<&[u8]>(range)? {
+        let (key, entry) = item?;
+        if seen == entries {
+            next = key.value().to_vec();
+            break;
+        }
+        seen += 1;
+        // What cannot be read is left to the next look-up, which says so, and to the next write, which replaces it.
+        let newest = pick(entry.value(), i64::MAX).ok().flatten();
+        if newest.is_some_and(|newest| newest.order.event_time_us < dead_before_us) {
+            dead.push(key.value().to_vec());
         }
     }
-    Ok(transaction.commit()?)
+    for key in dead {
+        table.remove(key.as_slice())?;
+    }
+    Ok(next)
 }
 
 #[async_trait]
@@ -160,9 +204,23 @@ impl OnlineStore for EmbeddedStore {
 
     async fn write(&self, group: &Arc<FeatureGroup>, history: &RecordBatch) -> Result<()> {
         let now_us = self.clock.now_us();
-        let entries = entries_of(group, history, now_us)?;
-        let id = group.id;
-        self.run(move |database| merge_all(database, id, &entries, now_us)).await
+        let incoming = Incoming::new(group, history, now_us)?;
+        let entries = incoming.pack(incoming.all())?;
+        let (id, swept) = (group.id, Arc::clone(&self.swept));
+        let lifetime_us = group.online_lifetime().map(|l| i64::try_from(l.as_micros()).unwrap_or(i64::MAX));
+        self.run(move |database| {
+            let mut transaction = database.begin_write()?;
+            transaction.set_durability(Durability::None)?;
+            merge_all(&transaction, id, &entries, now_us)?;
+            if let Some(lifetime_us) = lifetime_us {
+                let start = swept.lock().remove(&id).unwrap_or_else(|| stored_key(id, &[]));
+                let dead_before_us = now_us.saturating_sub(lifetime_us);
+                let next = sweep(&transaction, id, start, entries.len() + SWEPT_MIN, dead_before_us)?;
+                swept.lock().insert(id, next);
+            }
+            Ok(transaction.commit()?)
+        })
+        .await
     }
 
     async fn applied_snapshot(&self, group: Uuid) -> Result<Option<i64>> {
@@ -183,6 +241,7 @@ impl OnlineStore for EmbeddedStore {
     }
 
     async fn drop_group(&self, group: Uuid) -> Result<()> {
+        self.swept.lock().remove(&group);
         self.run(move |database| {
             let transaction = database.begin_write()?;
             // The note goes with the rows, in one commit: it never says that dropped rows are there.

@@ -10,6 +10,11 @@ use crate::error::{Error, Result};
 /// kept online (it stays in the history), so that one entity cannot grow without bound.
 pub(crate) const MAX_FUTURE_ROWS: usize = 256;
 
+/// First byte of an entry of exactly one row, which follows bare.
+const ONE_ROW: u8 = 2;
+/// First byte of an entry of several rows, each behind its length.
+const SEVERAL_ROWS: u8 = 3;
+
 /// One row of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct StoredRow<'a> {
@@ -45,8 +50,9 @@ pub(crate) fn merge(existing: &[u8], incoming: &[u8], now_us: i64) -> Result<Vec
     all.sort_by_key(|row| Reverse(row.order));
     let orders: Vec<RowOrder> = all.iter().map(|row| row.order).collect();
     let mut merged = Vec::with_capacity(existing.len() + incoming.len());
-    for row in select_rows(&orders, now_us) {
-        push_row(&mut merged, |out| {
+    let kept = select_rows(&orders, now_us);
+    for &row in &kept {
+        push_row(&mut merged, kept.len(), |out| {
             out.extend_from_slice(all[row].bytes);
             Ok(())
         })?;
@@ -73,11 +79,22 @@ pub(crate) fn select_rows(newest_first: &[RowOrder], now_us: i64) -> Vec<usize> 
     kept
 }
 
-/// Appends a row to an entry: what `write` appends, behind its length.
+/// Appends one of an entry's `rows` rows, newest first: what `write` appends, behind its length when it is one of
+/// several.
 ///
 /// # Errors
 /// Those of `write`, and `Exhausted` for a row of 4 GiB or more.
-pub(crate) fn push_row(entry: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> Result<()> {
+pub(crate) fn push_row(
+    entry: &mut Vec<u8>,
+    rows: usize,
+    write: impl FnOnce(&mut Vec<u8>) -> Result<()>,
+) -> Result<()> {
+    if entry.is_empty() {
+        entry.push(if rows == 1 { ONE_ROW } else { SEVERAL_ROWS });
+    }
+    if rows == 1 {
+        return write(entry);
+    }
     let start = entry.len();
     entry.extend_from_slice(&[0; 4]);
     write(entry)?;
@@ -88,14 +105,20 @@ pub(crate) fn push_row(entry: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> 
 }
 
 /// The rows of an entry in stored order; ends after the first error.
-fn rows(mut entry: &[u8]) -> impl Iterator<Item = Result<StoredRow<'_>>> {
+fn rows(entry: &[u8]) -> impl Iterator<Item = Result<StoredRow<'_>>> {
+    let (tag, mut rest) = entry.split_first().map_or((0, entry), |(tag, rest)| (*tag, rest));
+    let mut begun = entry.is_empty();
     std::iter::from_fn(move || {
-        if entry.is_empty() {
+        if std::mem::replace(&mut begun, true) && rest.is_empty() {
             return None;
         }
-        let row = next_row(&mut entry);
+        let row = match tag {
+            ONE_ROW => stored_row(std::mem::take(&mut rest)),
+            SEVERAL_ROWS => next_row(&mut rest),
+            other => Err(Error::corrupt(format!("it has format {other}, which this version does not read"))),
+        };
         if row.is_err() {
-            entry = &[];
+            rest = &[];
         }
         Some(row)
     })
@@ -103,7 +126,10 @@ fn rows(mut entry: &[u8]) -> impl Iterator<Item = Result<StoredRow<'_>>> {
 
 fn next_row<'a>(entry: &mut &'a [u8]) -> Result<StoredRow<'a>> {
     let length = u32::from_be_bytes(take(entry)?) as usize;
-    let bytes = take_slice(entry, length)?;
+    stored_row(take_slice(entry, length)?)
+}
+
+fn stored_row(bytes: &[u8]) -> Result<StoredRow<'_>> {
     let order = bytes.first_chunk::<ORDER>().ok_or_else(too_short)?;
     Ok(StoredRow { order: RowOrder::from_bytes(order), bytes })
 }

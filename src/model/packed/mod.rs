@@ -1,10 +1,12 @@
 //! What an online store keeps for one entity, byte by byte. All lengths are in bytes.
 //!
 //! An **entry** is the entity's stored rows, newest first: every row dated in the future, and of the others the
-//! newest one (see [`merge`]). Each row has its length before it, big-endian:
+//! newest one (see [`merge`]). Nearly every entry is one row, which then stands bare; of several each has its length
+//! before it, big-endian:
 //!
 //! ```text
-//! entry   [ length u32 | row ] [ length u32 | row ] …
+//! entry   02 | row                                            one row
+//!         03 | [ length u32 | row ] [ length u32 | row ] …    two or more
 //! ```
 //!
 //! A **row** holds no names: its slots are in the order of the group's features. Its first 24 bytes, compared as

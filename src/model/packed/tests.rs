@@ -177,7 +177,7 @@ fn a_type_that_cannot_be_kept_is_named() {
 fn entry(rows: &[(RowOrder, u8)]) -> Vec<u8> {
     let mut entry = vec![];
     for (order, mark) in rows {
-        push_row(&mut entry, |out| {
+        push_row(&mut entry, rows.len(), |out| {
             out.extend(order.to_bytes());
             out.push(*mark);
             Ok(())
@@ -202,7 +202,7 @@ fn what_is_due_last_goes_first_when_the_future_is_full() {
     for time in (1..=limit + 3).rev() {
         stored = merge(&stored, &entry(&[(order(time, 0, 0), 1)]), 0).unwrap();
     }
-    assert_eq!(stored.len(), (4 + ORDER + 1) * (MAX_FUTURE_ROWS + 1));
+    assert_eq!(stored.len(), 1 + (4 + ORDER + 1) * (MAX_FUTURE_ROWS + 1));
     assert_eq!(pick(&stored, 0).unwrap().unwrap().order.event_time_us, 0);
     assert_eq!(pick(&stored, i64::MAX).unwrap().unwrap().order.event_time_us, limit);
 }
