@@ -19,6 +19,14 @@ impl From<Uuid> for GroupBits {
 }
 
 impl GroupBits {
+    pub(super) fn new(bits: u128) -> Self {
+        Self(bits)
+    }
+
+    pub(super) fn bits(self) -> u128 {
+        self.0
+    }
+
     pub(super) fn to_bytes(self) -> [u8; 16] {
         self.0.to_be_bytes()
     }

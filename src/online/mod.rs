@@ -38,6 +38,11 @@ pub(crate) enum Backend {
         /// `redis://[user:password@]host[:port][/db]`.
         url: String,
     },
+    /// A Redis Cluster that others may share.
+    RedisCluster {
+        /// Some of its nodes, each as `redis://[user:password@]host[:port]`; the first one's credentials are used.
+        seeds: Vec<String>,
+    },
 }
 
 /// How the store is opened.
@@ -72,6 +77,9 @@ pub(crate) async fn open(options: OnlineOptions, clock: Arc<dyn Clock>) -> Resul
         }
         Backend::Redis { url } => {
             Arc::new(redis::RedisStore::open(&url, options.timeout, Arc::clone(&clock))?)
+        }
+        Backend::RedisCluster { seeds } => {
+            Arc::new(redis::RedisStore::open_cluster(&seeds, options.timeout, Arc::clone(&clock))?)
         }
     };
     Ok(match options.cache {

@@ -9,13 +9,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{AsyncConnectionConfig, Client, ProtocolVersion, PushInfo, PushKind, RedisResult, Value, cmd};
+use ::redis::{AsyncConnectionConfig, Client, ProtocolVersion, PushInfo, PushKind, RedisError, RedisResult, Value, cmd};
 use futures::future::try_join_all;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 
-use super::{Server, TRACKED_PREFIX, failed, parse_stored_key};
+use super::keys;
+use super::node::brief;
+use super::server::Server;
 use crate::error::{Error, Result};
 use crate::online::changes::{Change, Changes};
 
@@ -28,12 +30,12 @@ const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// The changes of every entry on `server`.
-pub(super) fn changes(server: Server) -> Changes {
+pub(super) fn changes(server: Arc<Server>) -> Changes {
     Changes::watch(QUEUED_MAX, |sender| watch(server, sender))
 }
 
 /// Watches until nobody listens any more.
-async fn watch(server: Server, sender: mpsc::Sender<Change>) {
+async fn watch(server: Arc<Server>, sender: mpsc::Sender<Change>) {
     let (mut pause, mut told) = (PAUSE_MIN, false);
     loop {
         let error = match Watch::begin(&server, &sender).await {
@@ -41,7 +43,7 @@ async fn watch(server: Server, sender: mpsc::Sender<Change>) {
                 if sender.send(Change::Watching).await.is_err() {
                     return;
                 }
-                info!(store = server.address, "redis tells of changes: the cache is in use");
+                info!(store = server.name(), "redis tells of changes: the cache is in use");
                 (pause, told) = (PAUSE_MIN, false);
                 let error = watch.until_lost(&server).await;
                 if sender.send(Change::Lost).await.is_err() {
@@ -53,7 +55,7 @@ async fn watch(server: Server, sender: mpsc::Sender<Change>) {
         };
         if !told {
             warn!(
-                store = server.address, %error,
+                store = server.name(), %error,
                 "redis does not tell of changes: every read goes to it until it does. The cache needs a server of \
                  version 6 or later and a user who may call CLIENT TRACKING"
             );
@@ -75,8 +77,8 @@ impl Watch {
     async fn begin(server: &Server, sender: &mpsc::Sender<Change>) -> Result<Self> {
         let clients = server.masters().await?;
         let lost = Arc::new(Notify::new());
-        let track = clients.iter().map(|client| track(client, server.timeout, sender, &lost));
-        let connections = try_join_all(track).await.map_err(|e| failed(&server.address, &e))?;
+        let track = clients.iter().map(|client| track(client, server.timeout(), sender, &lost));
+        let connections = try_join_all(track).await.map_err(|e| failed(server, &e))?;
         Ok(Self { masters: names(&clients), connections, lost })
     }
 
@@ -97,7 +99,7 @@ impl Watch {
             period.tick().await;
             let pings = self.connections.iter_mut().map(ping);
             if let Err(error) = try_join_all(pings).await {
-                return failed(&server.address, &error);
+                return failed(server, &error);
             }
             match server.masters().await {
                 Ok(clients) if names(&clients) == self.masters => {}
@@ -106,6 +108,10 @@ impl Watch {
             }
         }
     }
+}
+
+fn failed(server: &Server, error: &RedisError) -> Error {
+    Error::unavailable(format!("online store {} is not available", server.name())).with_source(brief(error))
 }
 
 async fn ping(connection: &mut MultiplexedConnection) -> RedisResult<()> {
@@ -147,45 +153,43 @@ async fn track(
         .set_push_sender(listen);
     let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
     let mut track = cmd("CLIENT");
-    track.arg("TRACKING").arg("ON").arg("BCAST").arg("PREFIX").arg(TRACKED_PREFIX);
+    track.arg("TRACKING").arg("ON").arg("BCAST").arg("PREFIX").arg(keys::LETTER.as_slice());
     track.query_async::<()>(&mut connection).await?;
     Ok(connection)
 }
 
 /// What a message tells: the keys that changed, or nil when all are gone.
 fn change(data: Vec<Value>) -> Change {
-    let mut keys = Vec::new();
+    let mut changed = Vec::new();
     for value in data {
         let Value::Array(stored) = value else { return Change::Everything };
         for key in stored {
             match key {
                 // Some of what lies below the prefix is not an entry.
-                Value::BulkString(key) => keys.extend(parse_stored_key(key.into())),
+                Value::BulkString(key) => changed.extend(keys::changed(&key.into())),
                 _ => return Change::Everything,
             }
         }
     }
-    Change::Keys(keys)
+    Change::Keys(changed)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{entries_prefix, snapshot_key, stored_key};
     use super::*;
-    use crate::model::EntityKey;
     use crate::online::changes::ChangedKey;
     use uuid::Uuid;
 
     #[test]
     fn messages_name_entries_or_everything() {
         let group = Uuid::new_v4();
-        let key = EntityKey::from_stored(vec![0, 1, b'}', b':']);
         let bulk = |key: &[u8]| Value::BulkString(key.to_vec());
-        let stored = stored_key(&entries_prefix(group), &key);
-        let note = snapshot_key(group);
-        let keys = [&stored[..], note.as_bytes(), b"fletching:{x", b"elsewhere"];
-        let told = change(vec![Value::Array(keys.map(bulk).to_vec())]);
-        let expected = ChangedKey { group: group.into(), key: vec![0, 1, b'}', b':'].into() };
+        let key = [0, 1, b'}', b':'];
+        let stored = [&keys::prefix(group)[..], &key].concat();
+        let note = keys::snapshot(group, None);
+        let all = [&stored[..], note.as_bytes(), b"f{x", b"elsewhere"];
+        let told = change(vec![Value::Array(all.map(bulk).to_vec())]);
+        let expected = ChangedKey { group: group.into(), key: key.to_vec().into() };
         assert_eq!(told, Change::Keys(vec![expected]));
         assert_eq!(change(vec![Value::Nil]), Change::Everything);
         assert_eq!(change(vec![Value::Array(vec![Value::Int(1)])]), Change::Everything);
