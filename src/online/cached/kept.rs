@@ -260,7 +260,7 @@ impl Kept {
                     Some(slot) => entries[at] = slot.entry(),
                     None => missed.push(at),
                 }
-                if slot.is_none() || (asked.hash ^ turn) % SAMPLED == 0 {
+                if slot.is_none() || (asked.hash ^ turn).is_multiple_of(SAMPLED) {
                     sampled.push(asked.hash);
                 }
             }
