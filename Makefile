@@ -15,7 +15,7 @@ FLETCHING := $(CARGO_TARGET_DIR)/debug/fletching
 export FLETCHING
 
 .PHONY: help test quickstart build fmt lint format-check test-rust test-clients redis clean
-.PHONY: bench-compare bench-density bench-scan bench-limits bench-ready
+.PHONY: bench-compare bench-density bench-scan bench-limits bench-serving bench-ready bench-environments
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -56,6 +56,7 @@ export BENCH_FEAST_PYTHON = $(abspath $(BENCH_VENV)-feast)/bin/python
 BENCH = $(BENCH_VENV)/bin/python benches/compare
 # What was measured; of a binary that is given nobody knows.
 bench-%: export BENCH_COMMIT = $(if $(GIVEN),,$(shell git describe --always --dirty))
+bench-%: export BENCH_DEPS = $(CARGO_TARGET_DIR)/release/deps
 bench-%: export FLETCHING = $(or $(GIVEN),$(CARGO_TARGET_DIR)/release/fletching)
 
 bench-compare: SIZE ?= S
@@ -74,7 +75,15 @@ bench-limits: SIZE ?= M
 bench-limits: bench-ready ## little memory, a TTL, ten chained feature groups
 	$(BENCH)/limits.py --size $(SIZE) --runs $(RUNS)
 
-bench-ready: $(BENCH_VENV)/.ready $(BENCH_VENV)-feast/.ready
+bench-serving: SIZE ?= S
+bench-serving: bench-environments redis ## LATEST by every path against raw Redis, Feast and the bare protocol
+# The load generator, and with it the binary.
+	cargo bench --locked --no-run --bench serving
+	$(BENCH)/serving.py --size $(SIZE) --runs $(RUNS)
+
+bench-environments: $(BENCH_VENV)/.ready $(BENCH_VENV)-feast/.ready
+
+bench-ready: bench-environments
 	$(if $(GIVEN),,cargo build --locked --release)
 
 clean: ## the Python environments and the data of quickstart and benchmarks; `cargo clean` does the rest

@@ -1,11 +1,13 @@
-"""Makes the data that everybody joins: feature history and labels, as Parquet.
+"""Makes the data that everybody joins, as Parquet, and what everybody serves, in memory.
 
 History: one file a day, in arrival (event time) order; ten features (4 int64, 4 float64, 1 string, 1 boolean).
 Labels: random entity, of which one in fifty is unknown, and random time within the same days.
+Served: one row per entity, dated within the last day; those ten features, or fifty doubles of which every bit counts.
 """
 
 import shutil
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ FEATURES = {
     "is_member": "BOOLEAN",
 }
 COLUMNS = ["user_id", "event_timestamp", *FEATURES]
+VECTOR = [f"f{number:02}" for number in range(50)]
 CATEGORIES = ["books", "electronics", "garden", "toys", "grocery", "fashion", "sports", "music"]
 FIRST_DAY = "2026-01-01"
 DAY_US = 86_400_000_000
@@ -98,27 +101,11 @@ def generate(path, size):
     rng = np.random.default_rng(SEED)
     first = np.datetime64(FIRST_DAY, "us").astype(np.int64)
     instant = pa.timestamp("us", tz="UTC")
-    categories = np.array(CATEGORIES)
     per_day = size.history // size.days
     for day in range(size.days):
         n = per_day if day < size.days - 1 else size.history - per_day * (size.days - 1)
         times = np.sort(first + day * DAY_US + rng.integers(0, DAY_US, n))
-        history = pa.table(
-            {
-                "user_id": rng.integers(0, size.entities, n),
-                "event_timestamp": pa.array(times, instant),
-                "purchase_count_7d": rng.poisson(3, n).astype(np.int64),
-                "purchase_count_30d": rng.poisson(11, n).astype(np.int64),
-                "avg_order_value_30d": np.round(rng.gamma(3, 20, n), 2),
-                "total_spend_lifetime": np.round(rng.gamma(5, 300, n), 2),
-                "days_since_last_purchase": rng.integers(0, 90, n),
-                "session_count_7d": rng.poisson(5, n).astype(np.int64),
-                "cart_value": np.round(rng.exponential(40, n), 2),
-                "return_rate": np.round(rng.beta(2, 20, n), 4),
-                "favorite_category": pa.array(categories[rng.integers(0, len(categories), n)]),
-                "is_member": pa.array(rng.random(n) < 0.3),
-            }
-        )
+        history = purchases(rng, times, rng.integers(0, size.entities, n))
         file = path / "history" / f"day={day:02d}.parquet"
         pq.write_table(history, file, compression="zstd", row_group_size=256 * 1024)
     if size.labels:
@@ -132,3 +119,61 @@ def generate(path, size):
             }
         )
         pq.write_table(labels, path / "labels.parquet", compression="zstd")
+
+
+def purchases(rng, times, users):
+    """Rows of the ten features, rounded as such figures are; times in µs since 1970 UTC."""
+    import numpy as np
+    import pyarrow as pa
+
+    n = len(times)
+    categories = np.array(CATEGORIES)
+    return pa.table(
+        {
+            "user_id": users,
+            "event_timestamp": pa.array(times, pa.timestamp("us", tz="UTC")),
+            "purchase_count_7d": rng.poisson(3, n).astype(np.int64),
+            "purchase_count_30d": rng.poisson(11, n).astype(np.int64),
+            "avg_order_value_30d": np.round(rng.gamma(3, 20, n), 2),
+            "total_spend_lifetime": np.round(rng.gamma(5, 300, n), 2),
+            "days_since_last_purchase": rng.integers(0, 90, n),
+            "session_count_7d": rng.poisson(5, n).astype(np.int64),
+            "cart_value": np.round(rng.exponential(40, n), 2),
+            "return_rate": np.round(rng.beta(2, 20, n), 4),
+            "favorite_category": pa.array(categories[rng.integers(0, len(categories), n)]),
+            "is_member": pa.array(rng.random(n) < 0.3),
+        }
+    )
+
+
+def within_a_day(rng, n):
+    """Event times in µs, the last of them now: a TTL counts from when a benchmark runs."""
+    return time.time_ns() // 1000 - rng.integers(0, DAY_US, n)
+
+
+def served_purchases(entities):
+    import numpy as np
+
+    rng = np.random.default_rng(SEED)
+    return purchases(rng, within_a_day(rng, entities), np.arange(entities))
+
+
+def served_vectors(entities):
+    import numpy as np
+    import pyarrow as pa
+
+    users, times = np.arange(entities), within_a_day(np.random.default_rng(SEED), entities)
+    columns = {"user_id": users, "event_timestamp": pa.array(times, pa.timestamp("us", tz="UTC"))}
+    return pa.table(columns | {name: feature(users, number) for number, name in enumerate(VECTOR)})
+
+
+def feature(users, number):
+    """One feature of the vectors, from 0 to below 1, as benches/serving/entities.rs computes it: by SplitMix64."""
+    import numpy as np
+
+    mixed = users.astype(np.uint64) * np.uint64(len(VECTOR)) + np.uint64(number + 1)
+    mixed = mixed * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed = mixed ^ (mixed >> np.uint64(31))
+    return (mixed >> np.uint64(11)) / float(1 << 53)

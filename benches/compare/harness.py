@@ -42,9 +42,9 @@ def say(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def run(job, python=sys.executable, **arguments):
-    """One job of jobs.py; its result."""
-    command = [python, HERE / "jobs.py", job, json.dumps(arguments)]
+def run(job, python=sys.executable, script="jobs.py", **arguments):
+    """One job of a script of jobs; its result."""
+    command = [python, HERE / script, job, json.dumps(arguments)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=JOB_SECONDS_MAX, check=False)
     except subprocess.TimeoutExpired:
@@ -118,6 +118,23 @@ class Server(support.Server):
         count = int(self.sql(f"SELECT count(*) FROM {table}")[0][0])
         check(rows == count, f"{rows} rows in the files of {table}, {count} in the table")
         return pattern, len(paths), sum(Path(path).stat().st_size for path in paths)
+
+
+class Redis(support.Redis):
+    """A Redis that can be asked about itself."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def cli(self, *words):
+        command = ["redis-cli", "-p", str(self.port), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    def used_bytes(self):
+        return int(re.search(r"^used_memory:(\d+)", self.cli("INFO", "memory"), re.MULTILINE)[1])
 
 
 @contextmanager

@@ -111,38 +111,47 @@ def chdb(labels, history):
 def feast(labels, history):
     """Feast with its DuckDB offline store; definitions are applied before the clock starts."""
     import tempfile
-    from datetime import timedelta
 
     import pandas as pd
+
+    with tempfile.TemporaryDirectory() as directory:
+        online = {"type": "sqlite", "path": f"{directory}/online.db"}
+        store = feast_store(directory, online, "history", FEATURES, history)
+        started = time.perf_counter()
+        features = [f"history:{feature}" for feature in FEATURES]
+        job = store.get_historical_features(entity_df=pd.read_parquet(labels), features=features)
+        return joined(started, job.to_arrow())
+
+
+def feast_store(directory, online, view, features, source, ttl_days=0):
+    """A store of one feature view over Parquet files, applied; features with their types in SQL."""
+    from datetime import timedelta
+
     from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
     from feast.data_format import ParquetFormat
     from feast.types import Bool, Float64, Int64, String
 
     types = {"BIGINT": Int64, "DOUBLE": Float64, "VARCHAR": String, "BOOLEAN": Bool}
-    with tempfile.TemporaryDirectory() as directory:
-        config = RepoConfig(
-            project="compare",
-            provider="local",
-            registry=f"{directory}/registry.db",
-            online_store={"type": "sqlite", "path": f"{directory}/online.db"},
-            offline_store={"type": "duckdb"},
-            entity_key_serialization_version=3,
-        )
-        store = FeatureStore(config=config)
-        user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.INT64)
-        view = FeatureView(
-            name="history",
-            entities=[user],
-            ttl=timedelta(0),
-            schema=[Field(name=name, dtype=types[kind]) for name, kind in FEATURES.items()],
-            source=FileSource(path=history, timestamp_field="event_timestamp", file_format=ParquetFormat()),
-            online=False,
-        )
-        store.apply([user, view])
-        started = time.perf_counter()
-        features = [f"history:{feature}" for feature in FEATURES]
-        job = store.get_historical_features(entity_df=pd.read_parquet(labels), features=features)
-        return joined(started, job.to_arrow())
+    config = RepoConfig(
+        project="compare",
+        provider="local",
+        registry=f"{directory}/registry.db",
+        online_store=online,
+        offline_store={"type": "duckdb"},
+        entity_key_serialization_version=3,
+    )
+    store = FeatureStore(config=config)
+    user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.INT64)
+    view = FeatureView(
+        name=view,
+        entities=[user],
+        ttl=timedelta(days=ttl_days),
+        schema=[Field(name=name, dtype=types[kind]) for name, kind in features.items()],
+        source=FileSource(path=source, timestamp_field="event_timestamp", file_format=ParquetFormat()),
+        online=online["type"] == "redis",
+    )
+    store.apply([user, view])
+    return store
 
 
 # Fletching, through the stock ADBC driver.
@@ -317,13 +326,13 @@ JOBS = [
 ]
 
 
-def main():
+def main(jobs):
     # When memory runs out, the kernel takes this process, and no other.
     Path("/proc/self/oom_score_adj").write_text("1000")
     job, arguments = sys.argv[1], json.loads(sys.argv[2])
-    result = {job.__name__: job for job in JOBS}[job](**arguments)
+    result = {job.__name__: job for job in jobs}[job](**arguments)
     print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(JOBS)

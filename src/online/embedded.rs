@@ -8,13 +8,11 @@
 //! The number is that of the entries' format: a file with tables of another one is as good as empty, and is filled
 //! again from the history.
 //!
-//! What has had its life is swept out by the writes of its group: each looks through some entries more than it writes,
-//! from where the last one stopped.
+//! Nothing expires: on disk it costs little to know that an entity is too old and not unknown.
 //!
 //! Rows are committed without waiting for the disk: a crash may lose the last of them. Noting a snapshot does wait,
 //! and redb makes everything committed before it durable with it, so the note never outlives the rows it speaks for.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
@@ -25,7 +23,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::arrow::array::RecordBatch;
 use futures::stream::{self, BoxStream, StreamExt};
-use parking_lot::Mutex;
 use redb::{
     Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
     WriteTransaction,
@@ -37,7 +34,7 @@ use super::entries::{Incoming, PackedEntry};
 use super::{Found, OnlineStore, ScannedEntries};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{EntityKey, FeatureGroup, merge, pick};
+use crate::model::{EntityKey, FeatureGroup, merge};
 
 const ENTRIES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("entries.2");
 const APPLIED: TableDefinition<&[u8], i64> = TableDefinition::new("applied.2");
@@ -45,8 +42,6 @@ const APPLIED: TableDefinition<&[u8], i64> = TableDefinition::new("applied.2");
 const FORMER: [&str; 2] = ["entries", "applied"];
 /// Entries read per step of a scan; each step sees the file as it is then, and holds nothing between steps.
 const SCAN_ENTRIES_MAX: usize = 1024;
-/// Entries that a write looks through for dead ones, beside as many as it writes.
-const SWEPT_MIN: usize = 64;
 /// Between attempts to open a file that another holds.
 const RETRY: Duration = Duration::from_millis(20);
 const CACHE_BYTES: usize = 64 << 20;
@@ -55,8 +50,6 @@ pub(super) struct EmbeddedStore {
     database: Arc<Database>,
     path: PathBuf,
     clock: Arc<dyn Clock>,
-    /// For each group the key from which its next sweep goes on.
-    swept: Arc<Mutex<HashMap<Uuid, Vec<u8>>>>,
 }
 
 impl EmbeddedStore {
@@ -74,7 +67,7 @@ impl EmbeddedStore {
                 other => break other?,
             }
         };
-        Ok(Self { database: Arc::new(database), path, clock, swept: Arc::default() })
+        Ok(Self { database: Arc::new(database), path, clock })
     }
 
     async fn run<T: Send + 'static>(
@@ -164,38 +157,6 @@ fn merge_all(
     Ok(())
 }
 
-/// Removes the dead among the next `entries` entries of the group from `start` on; returns where to go on.
-fn sweep(
-    transaction: &WriteTransaction,
-    id: Uuid,
-    start: Vec<u8>,
-    entries: usize,
-    dead_before_us: i64,
-) -> Result<Vec<u8>, redb::Error> {
-    let mut table = transaction.open_table(ENTRIES)?;
-    let (mut dead, mut seen) = (Vec::new(), 0);
-    let mut next = stored_key(id, &[]);
-    let end = end_of(id);
-    let range = (Bound::Included(start.as_slice()), end.as_ref().map(Vec::as_slice));
-    for item in table.range::<&[u8]>(range)? {
-        let (key, entry) = item?;
-        if seen == entries {
-            next = key.value().to_vec();
-            break;
-        }
-        seen += 1;
-        // What cannot be read is left to the next look-up, which says so, and to the next write, which replaces it.
-        let newest = pick(entry.value(), i64::MAX).ok().flatten();
-        if newest.is_some_and(|newest| newest.order.event_time_us < dead_before_us) {
-            dead.push(key.value().to_vec());
-        }
-    }
-    for key in dead {
-        table.remove(key.as_slice())?;
-    }
-    Ok(next)
-}
-
 #[async_trait]
 impl OnlineStore for EmbeddedStore {
     fn describe(&self) -> String {
@@ -204,20 +165,13 @@ impl OnlineStore for EmbeddedStore {
 
     async fn write(&self, group: &Arc<FeatureGroup>, history: &RecordBatch) -> Result<()> {
         let now_us = self.clock.now_us();
-        let incoming = Incoming::new(group, history, now_us)?;
+        let incoming = Incoming::new(group, history, now_us, None)?;
         let entries = incoming.pack(incoming.all())?;
-        let (id, swept) = (group.id, Arc::clone(&self.swept));
-        let lifetime_us = group.online_lifetime().map(|l| i64::try_from(l.as_micros()).unwrap_or(i64::MAX));
+        let id = group.id;
         self.run(move |database| {
             let mut transaction = database.begin_write()?;
             transaction.set_durability(Durability::None)?;
             merge_all(&transaction, id, &entries, now_us)?;
-            if let Some(lifetime_us) = lifetime_us {
-                let start = swept.lock().remove(&id).unwrap_or_else(|| stored_key(id, &[]));
-                let dead_before_us = now_us.saturating_sub(lifetime_us);
-                let next = sweep(&transaction, id, start, entries.len() + SWEPT_MIN, dead_before_us)?;
-                swept.lock().insert(id, next);
-            }
             Ok(transaction.commit()?)
         })
         .await
@@ -241,7 +195,6 @@ impl OnlineStore for EmbeddedStore {
     }
 
     async fn drop_group(&self, group: Uuid) -> Result<()> {
-        self.swept.lock().remove(&group);
         self.run(move |database| {
             let transaction = database.begin_write()?;
             // The note goes with the rows, in one commit: it never says that dropped rows are there.

@@ -2,13 +2,14 @@
 
 use std::cmp::Reverse;
 use std::ops::Range;
+use std::time::Duration;
 
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use datafusion::arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 
 use crate::error::{Error, Result};
 use crate::model::{
-    EntityKey, FeatureGroup, RowEncoder, RowLayout, RowOrder, encode_keys, push_row, select_rows,
+    EntityKey, FeatureGroup, RowEncoder, RowLayout, RowOrder, encode_keys, put_entry, select_rows,
 };
 
 /// A batch sorted into entities, of which each becomes an entry when it is packed: part by part, so that a store can
@@ -21,7 +22,7 @@ pub(super) struct Incoming {
     rows: Vec<(EntityKey, RowOrder, usize)>,
     /// Where in `rows` each entity stands, those left out whose newest row has had its life.
     entities: Vec<Range<usize>>,
-    /// See [`FeatureGroup::online_lifetime`]; in microseconds.
+    /// How long after its newest row's event time an entity is worth storing, in microseconds.
     lifetime_us: Option<i64>,
     now_us: i64,
 }
@@ -35,8 +36,13 @@ pub(super) struct PackedEntry {
 }
 
 impl Incoming {
-    /// Rows whose key or event time is NULL are passed over.
-    pub(super) fn new(group: &FeatureGroup, history: &RecordBatch, now_us: i64) -> Result<Self> {
+    /// Rows whose key or event time is NULL are passed over, and entities whose newest row is older than `lifetime`.
+    pub(super) fn new(
+        group: &FeatureGroup,
+        history: &RecordBatch,
+        now_us: i64,
+        lifetime: Option<Duration>,
+    ) -> Result<Self> {
         let layout = RowLayout::new(group)?;
         check_columns(group, history)?;
         let features = group.features().into_iter().map(|i| history.column(i).clone()).collect();
@@ -51,8 +57,7 @@ impl Incoming {
             .filter_map(|(row, (key, order))| Some((key?, order?, row)))
             .collect();
         rows.sort_unstable_by(|a, b| (&a.0, Reverse(a.1)).cmp(&(&b.0, Reverse(b.1))));
-        let lifetime_us =
-            group.online_lifetime().map(|life| i64::try_from(life.as_micros()).unwrap_or(i64::MAX));
+        let lifetime_us = lifetime.map(|life| i64::try_from(life.as_micros()).unwrap_or(i64::MAX));
         let mut incoming = Self { layout, features, rows, entities: Vec::new(), lifetime_us, now_us };
         let (mut entities, mut start) = (Vec::new(), 0);
         for entity in incoming.rows.chunk_by(|a, b| a.0 == b.0) {
@@ -89,12 +94,11 @@ impl Incoming {
         for entity in &self.entities[entities] {
             let rows = &self.rows[entity.clone()];
             let newest_first: Vec<RowOrder> = rows.iter().map(|(_, order, _)| *order).collect();
-            let kept = select_rows(&newest_first, self.now_us);
             let mut bytes = Vec::new();
-            for &row in &kept {
-                let (_, order, row) = rows[row];
-                push_row(&mut bytes, kept.len(), |out| encoder.append(row, order, out))?;
-            }
+            put_entry(&select_rows(&newest_first, self.now_us), &mut bytes, |kept, out| {
+                let (_, order, row) = rows[kept];
+                encoder.append(row, order, out)
+            })?;
             // Rounded up, so that nothing is gone before its time.
             let lives_ms = self.left_us(rows[0].1).map(|left_us| left_us / 1000 + 1);
             packed.push(PackedEntry { key: rows[0].0.clone(), bytes, lives_ms });

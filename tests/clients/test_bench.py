@@ -76,3 +76,11 @@ def test_a_section_is_replaced_and_others_stay(bench):
 def test_the_others(bench, script, expected):
     printed, _ = bench(script, "--size", "XS")
     assert set(expected) <= set(rows_of(printed))
+
+
+def test_serving(bench):
+    printed, _ = bench("serving.py", "--size", "XS")
+    rows = rows_of(printed)
+    for path in ("floor, constant", "floor, one MGET", "cached", "cold", "embedded"):
+        assert {f"{path}, 1 key, 16 callers", f"{path}, 100 keys, 64 callers"} <= set(rows)
+    assert {"GET, 16 connections", "cold, 1000 keys a message, 4 in flight", "Fletching", "3 writes"} <= set(rows)

@@ -10,10 +10,9 @@ use crate::error::{Error, Result};
 /// kept online (it stays in the history), so that one entity cannot grow without bound.
 pub(crate) const MAX_FUTURE_ROWS: usize = 256;
 
-/// First byte of an entry of exactly one row, which follows bare.
+/// The first byte of an entry. A row of its own has nothing else before it.
 const ONE_ROW: u8 = 2;
-/// First byte of an entry of several rows, each behind its length.
-const SEVERAL_ROWS: u8 = 3;
+const ROWS: u8 = 3;
 
 /// One row of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +40,7 @@ pub(crate) fn pick(entry: &[u8], now_us: i64) -> Result<Option<StoredRow<'_>>> {
 /// The entry that holds the rows of both, as of `now_us`: one row per event time still to come, and of the rows
 /// at or before `now_us` only the newest. The outcome does not depend on the order in which rows are merged.
 ///
-/// `existing` and `incoming` are entries; where both hold a row of the same order, `incoming`'s stays.
+/// `existing` and `incoming` are entries, or empty; where both hold a row of the same order, `incoming`'s stays.
 ///
 /// # Errors
 /// `Corrupt` when either is no entry.
@@ -51,12 +50,10 @@ pub(crate) fn merge(existing: &[u8], incoming: &[u8], now_us: i64) -> Result<Vec
     let orders: Vec<RowOrder> = all.iter().map(|row| row.order).collect();
     let mut merged = Vec::with_capacity(existing.len() + incoming.len());
     let kept = select_rows(&orders, now_us);
-    for &row in &kept {
-        push_row(&mut merged, kept.len(), |out| {
-            out.extend_from_slice(all[row].bytes);
-            Ok(())
-        })?;
-    }
+    put_entry(&kept, &mut merged, |row, out| {
+        out.extend_from_slice(all[row].bytes);
+        Ok(())
+    })?;
     Ok(merged)
 }
 
@@ -79,54 +76,52 @@ pub(crate) fn select_rows(newest_first: &[RowOrder], now_us: i64) -> Vec<usize> 
     kept
 }
 
-/// Appends one of an entry's `rows` rows, newest first: what `write` appends, behind its length when it is one of
-/// several.
+/// Appends the entry of `kept` rows, newest first, each as `write` appends it.
 ///
 /// # Errors
 /// Those of `write`, and `Exhausted` for a row of 4 GiB or more.
-pub(crate) fn push_row(
+pub(crate) fn put_entry(
+    kept: &[usize],
     entry: &mut Vec<u8>,
-    rows: usize,
-    write: impl FnOnce(&mut Vec<u8>) -> Result<()>,
+    mut write: impl FnMut(usize, &mut Vec<u8>) -> Result<()>,
 ) -> Result<()> {
-    if entry.is_empty() {
-        entry.push(if rows == 1 { ONE_ROW } else { SEVERAL_ROWS });
+    if let [only] = kept {
+        entry.push(ONE_ROW);
+        return write(*only, entry);
     }
-    if rows == 1 {
-        return write(entry);
+    entry.extend((!kept.is_empty()).then_some(ROWS));
+    for row in kept {
+        let start = entry.len();
+        entry.extend_from_slice(&[0; 4]);
+        write(*row, entry)?;
+        let length = u32::try_from(entry.len() - start - 4)
+            .map_err(|_| Error::exhausted("a row of 4 GiB or more does not fit the online store"))?;
+        entry[start..start + 4].copy_from_slice(&length.to_be_bytes());
     }
-    let start = entry.len();
-    entry.extend_from_slice(&[0; 4]);
-    write(entry)?;
-    let length = u32::try_from(entry.len() - start - 4)
-        .map_err(|_| Error::exhausted("a row of 4 GiB or more does not fit the online store"))?;
-    entry[start..start + 4].copy_from_slice(&length.to_be_bytes());
     Ok(())
 }
 
-/// The rows of an entry in stored order; ends after the first error.
+/// The rows of an entry in stored order; none of an empty one; ends after the first error.
 fn rows(entry: &[u8]) -> impl Iterator<Item = Result<StoredRow<'_>>> {
-    let (tag, mut rest) = entry.split_first().map_or((0, entry), |(tag, rest)| (*tag, rest));
-    let mut begun = entry.is_empty();
+    let (format, mut rest) = entry.split_first().map_or((ROWS, entry), |(format, rest)| (*format, rest));
+    let mut more = !entry.is_empty();
     std::iter::from_fn(move || {
-        if std::mem::replace(&mut begun, true) && rest.is_empty() {
+        if !more {
             return None;
         }
-        let row = match tag {
+        let row = match format {
             ONE_ROW => stored_row(std::mem::take(&mut rest)),
-            SEVERAL_ROWS => next_row(&mut rest),
+            ROWS => next_row(&mut rest),
             other => Err(Error::corrupt(format!("it has format {other}, which this version does not read"))),
         };
-        if row.is_err() {
-            rest = &[];
-        }
+        more = row.is_ok() && !rest.is_empty();
         Some(row)
     })
 }
 
-fn next_row<'a>(entry: &mut &'a [u8]) -> Result<StoredRow<'a>> {
-    let length = u32::from_be_bytes(take(entry)?) as usize;
-    stored_row(take_slice(entry, length)?)
+fn next_row<'a>(rest: &mut &'a [u8]) -> Result<StoredRow<'a>> {
+    let length = u32::from_be_bytes(take(rest)?) as usize;
+    stored_row(take_slice(rest, length)?)
 }
 
 fn stored_row(bytes: &[u8]) -> Result<StoredRow<'_>> {

@@ -18,34 +18,37 @@
 //! entities of a group spread over the slots of a cluster. All entries share their first letter, which is what client
 //! tracking asks for, and no letter means anything to the pattern of a SCAN.
 
+use bytes::Bytes;
 use uuid::Uuid;
+
+use crate::online::changes::{ChangedKey, GroupBits};
 
 /// Length of what stands before the entity key.
 pub(super) const PREFIX: usize = 22;
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-const LETTER: u8 = b'f';
+/// What the keys of all entries begin with.
+pub(super) const LETTER: [u8; 1] = [b'f'];
 
 /// What the keys of a group's entries begin with.
 pub(super) fn prefix(group: Uuid) -> [u8; PREFIX] {
-    let id = group.as_u128();
-    let low = id & ((1 << 62) - 1);
-    let middle = (id >> 64) & 0xfff;
-    let high = id >> 80;
-    let bits = (high << 74 | middle << 62 | low) << 4;
-    let mut prefix = [LETTER; PREFIX];
+    let bits = GroupBits::from(group).bits() << 4;
+    let mut prefix = [LETTER[0]; PREFIX];
     for (i, letter) in prefix[1..].iter_mut().enumerate() {
         *letter = ALPHABET[(bits >> (120 - 6 * i)) as usize & 63];
     }
     prefix
 }
 
-/// The group's prefix and the entity key in the key of an entry; `None` for keys that are none.
-#[allow(dead_code)] // client tracking asks for it
-pub(super) fn parse(stored: &[u8]) -> Option<(&[u8; PREFIX], &[u8])> {
+/// The entry that a key in Redis is for; `None` for keys of other things.
+pub(super) fn changed(stored: &Bytes) -> Option<ChangedKey> {
     let (prefix, entity) = stored.split_first_chunk::<PREFIX>()?;
-    let known = prefix[0] == LETTER && prefix[1..].iter().all(|letter| ALPHABET.contains(letter));
-    (known && !entity.is_empty()).then_some((prefix, entity))
+    let mut bits = 0u128;
+    for letter in prefix.strip_prefix(&LETTER)? {
+        bits = bits << 6 | ALPHABET.iter().position(|known| known == letter)? as u128;
+    }
+    let is_entry = !entity.is_empty() && bits & 0xf == 0;
+    is_entry.then(|| ChangedKey { group: GroupBits::new(bits >> 4), key: stored.slice_ref(entity) })
 }
 
 /// Where the applied snapshot of a group is noted: on a single server, or on the node of a cluster that has this slot.
@@ -151,12 +154,14 @@ mod tests {
         let group = Uuid::from_u128(0x0192_1234_5678_7abc_8def_0123_4567_89ab);
         let keys = StoredKeys::new(group, [b"12345678".as_slice(), b"x"].into_iter());
         assert_eq!((keys.len(), keys.get(0).len()), (2, 30));
-        assert_eq!(parse(keys.get(0)), Some((&prefix(group), b"12345678".as_slice())));
-        assert_eq!(parse(keys.get(1)), Some((&prefix(group), b"x".as_slice())));
+        let entity = |key: &[u8]| changed(&Bytes::copy_from_slice(key));
+        let expected = |key: &[u8]| ChangedKey { group: group.into(), key: Bytes::copy_from_slice(key) };
+        assert_eq!(entity(keys.get(0)), Some(expected(b"12345678")));
+        assert_eq!(entity(keys.get(1)), Some(expected(b"x")));
         for other in
             [b"f".as_slice(), &prefix(group), snapshot(group, None).as_bytes(), b"g1234567890123456789012"]
         {
-            assert_eq!(parse(other), None);
+            assert_eq!(entity(other), None);
         }
     }
 

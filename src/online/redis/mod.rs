@@ -12,6 +12,7 @@ mod cluster;
 mod keys;
 mod node;
 mod server;
+mod tracking;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -30,6 +31,7 @@ use uuid::Uuid;
 
 use self::keys::{PREFIX, StoredKeys};
 use self::server::{Answer, Batch, Server};
+use super::changes::Changes;
 use super::entries::{Incoming, PackedEntry};
 use super::{Found, OnlineStore, ScannedEntries};
 use crate::clock::Clock;
@@ -165,7 +167,7 @@ impl OnlineStore for RedisStore {
 
     async fn write(&self, group: &Arc<FeatureGroup>, history: &RecordBatch) -> Result<()> {
         let now_us = self.clock.now_us();
-        let incoming = Incoming::new(group, history, now_us)?;
+        let incoming = Incoming::new(group, history, now_us, group.online_lifetime())?;
         let packed = incoming.parts(KEYS_PER_CALL_MAX).map(|part| incoming.pack(part));
         let merged =
             stream::iter(packed).map(|entries| async move { self.merge(group, &entries?, now_us).await });
@@ -250,6 +252,10 @@ impl OnlineStore for RedisStore {
             }
         })
         .boxed()
+    }
+
+    fn changes(&self) -> Option<Changes> {
+        Some(tracking::changes(Arc::clone(&self.server)))
     }
 }
 

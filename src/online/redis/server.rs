@@ -75,6 +75,11 @@ impl Server {
         &self.name
     }
 
+    /// How long any one call may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Runs the batch to its end: together the answers speak for every key, each once, in no order.
     pub(super) async fn run(&self, batch: &Batch<'_>) -> Result<Vec<Answer>> {
         if batch.keys.len() == 0 {
@@ -89,7 +94,6 @@ impl Server {
     }
 
     /// A client of the server, or of each master that the cluster has now, with the credentials of this one.
-    #[allow(dead_code)] // client tracking asks for it
     pub(super) async fn masters(&self) -> Result<Vec<Client>> {
         let nodes = match &self.topology {
             Topology::Alone(node) => vec![Arc::clone(node)],

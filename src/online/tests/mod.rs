@@ -1,12 +1,15 @@
 //! One suite for every store, each with and without the cache; and what only one of them can show.
 
 mod cache;
+mod cache_speed;
 mod cluster;
 mod expiry;
 mod faults;
+mod history;
 pub(super) mod redis_cluster;
 mod redis_server;
 mod suite;
+mod tracking;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -121,6 +124,7 @@ fn group(id: u128) -> FeatureGroup {
         description: None,
         tags: vec![],
         online: true,
+        schemas: vec![],
     }
 }
 
