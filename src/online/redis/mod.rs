@@ -41,8 +41,8 @@ use crate::model::{EntityKey, FeatureGroup, MAX_FUTURE_ROWS};
 const MERGE: &str = include_str!("merge.lua");
 /// Keys that one call reads, writes or deletes at most.
 const KEYS_PER_CALL_MAX: usize = 1000;
-/// Entries that one run of the script merges: some hundred microseconds in which the server hears nobody else.
-const KEYS_PER_SCRIPT_MAX: usize = 64;
+/// Entries that one run of the script merges: about a hundred microseconds in which the server hears nobody else.
+const KEYS_PER_SCRIPT_MAX: usize = 32;
 /// Calls of one request in flight: while the server works on some, the next are packed.
 const CALLS_IN_FLIGHT_MAX: usize = 4;
 
