@@ -105,7 +105,8 @@ serve_args! {
     listen "FLETCHING_LISTEN" "HOST:PORT";
     /// Listen beyond this machine although this version authenticates nobody [default: false]
     insecure "FLETCHING_INSECURE" "BOOL", arg(num_args = 0..=1, default_missing_value = "true", require_equals = true);
-    /// Online store: embedded, or redis://[user:password@]host[:port][/db] [default: embedded]
+    /// Online store: embedded, redis://[user:password@]host[:port][/db], or
+    /// redis-cluster://[user:password@]host:port,… with some of the cluster's nodes [default: embedded]
     online "FLETCHING_ONLINE" "STORE";
     /// How long any one call to Redis may take [default: 2s]
     online_timeout "FLETCHING_ONLINE_TIMEOUT" "DURATION";
@@ -174,23 +175,39 @@ pub enum OnlineSetting {
     Embedded,
     /// A Redis or Valkey server; the URL may hold a password, which is never shown.
     Redis(Url),
+    /// Some nodes of a Redis Cluster, at least one, as URLs of single servers. The user and the password, which is never
+    /// shown, are the same in all.
+    RedisCluster(Vec<Url>),
 }
 
 impl fmt::Display for OnlineSetting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Embedded => f.write_str("embedded"),
-            Self::Redis(url) => {
-                let mut shown = url.clone();
-                if shown.password().is_some() {
-                    // A URL with a password has a host, and so takes another.
-                    let _ = shown.set_password(Some("***"));
+            Self::Redis(url) => write!(f, "{}", without_password(url)),
+            Self::RedisCluster(seeds) => {
+                for (i, seed) in seeds.iter().enumerate() {
+                    let shown = without_password(seed).to_string();
+                    let shown = shown.trim_start_matches("redis://");
+                    match i {
+                        0 => write!(f, "redis-cluster://{shown}")?,
+                        _ => write!(f, ",{}", shown.rsplit('@').next().unwrap_or(shown))?,
+                    }
                 }
-                shown.set_query(None);
-                write!(f, "{shown}")
+                Ok(())
             }
         }
     }
+}
+
+fn without_password(url: &Url) -> Url {
+    let mut shown = url.clone();
+    if shown.password().is_some() {
+        // A URL with a password has a host, and so takes another.
+        let _ = shown.set_password(Some("***"));
+    }
+    shown.set_query(None);
+    shown
 }
 
 impl fmt::Debug for OnlineSetting {
@@ -408,6 +425,9 @@ fn online(text: &str) -> Result<OnlineSetting, Why> {
     if text == "embedded" {
         return Ok(OnlineSetting::Embedded);
     }
+    if let Some(nodes) = text.strip_prefix("redis-cluster://") {
+        return cluster(nodes).map(OnlineSetting::RedisCluster);
+    }
     let url = Url::parse(text).map_err(|_| "neither 'embedded' nor a redis://host:port URL".to_owned())?;
     match url.scheme() {
         "redis" if url.host_str().is_some_and(|host| !host.is_empty()) => Ok(OnlineSetting::Redis(url)),
@@ -416,8 +436,36 @@ fn online(text: &str) -> Result<OnlineSetting, Why> {
             "rediss:// (Redis over TLS) is not supported in this version; use redis:// on a trusted network"
                 .into(),
         ),
-        other => Err(format!("{other}:// is no online store; use 'embedded' or redis://host:port")),
+        other => Err(format!(
+            "{other}:// is no online store; use 'embedded', redis://host:port or redis-cluster://host:port,host:port"
+        )),
     }
+}
+
+/// `[user:password@]host:port[,host:port…]`, behind the scheme. Never repeats the text either.
+fn cluster(text: &str) -> Result<Vec<Url>, Why> {
+    let (credentials, nodes) = match text.rsplit_once('@') {
+        Some((credentials, nodes)) => (format!("{credentials}@"), nodes),
+        None => (String::new(), text),
+    };
+    let node = |(i, node): (usize, &str)| {
+        let url = Url::parse(&format!("redis://{credentials}{node}"));
+        let bad = || {
+            format!(
+                "node {} of the redis-cluster:// URL is not host:port; write redis-cluster://[user:password@]host:port\
+                 [,host:port…], with % escapes in the password",
+                i + 1
+            )
+        };
+        let url = url.map_err(|_| bad())?;
+        if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
+            return Err(
+                "a Redis Cluster has no numbered databases; leave out what stands behind the nodes".into()
+            );
+        }
+        if url.host_str().is_none_or(str::is_empty) { Err(bad()) } else { Ok(url) }
+    };
+    nodes.trim_end_matches('/').split(',').enumerate().map(node).collect()
 }
 
 fn log_format(text: &str) -> Result<LogFormat, Why> {

@@ -34,6 +34,12 @@ pub mod kernels {
     pub use crate::offline::packed_values_at;
 }
 
+/// What fuzzers throw bytes at; no part of the interface.
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::model::fuzzing::online_entry;
+}
+
 pub use config::{
     CatalogSetting, Cli, Command, Given, Limits, LogFormat, OnlineSetting, OutputFormat, ServeArgs, Settings,
     SqlArgs,

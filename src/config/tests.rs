@@ -59,6 +59,11 @@ fn a_bad_setting_is_one_line_that_names_its_key() {
         (&["--listen", "0.0.0.0:8815"], "listen: 0.0.0.0:8815 can be reached from other machines"),
         (&["--online", "rediss://h"], "online: rediss:// (Redis over TLS)"),
         (&["--online", "mongodb://h"], "online: mongodb:// is no online store"),
+        (&["--online", "redis-cluster://"], "online: node 1 of the redis-cluster:// URL is not host:port"),
+        (&["--online", "redis-cluster://a:1,,b:2"], "online: node 2 of the redis-cluster:// URL"),
+        (&["--online", "redis-cluster://a:1,b:x"], "online: node 2 of the redis-cluster:// URL"),
+        (&["--online", "redis-cluster://a:1/3"], "online: a Redis Cluster has no numbered databases"),
+        (&["--online", "redis-cluster://u:p/q@a:1"], "online: "),
         (&["--warehouse", "s3://bucket"], "warehouse: s3:// is not supported"),
         (&["--catalog", "postgres://h"], "catalog: not a catalog of this version"),
         (&["--cache-ttl", "soon"], "cache_ttl: 'soon' is not a duration"),
@@ -96,6 +101,25 @@ fn no_password_is_ever_shown() {
     assert!(shown.iter().all(|text| !text.contains("hunter2")), "{shown:?}");
     assert_eq!(online.to_string(), "redis://app:***@redis.internal:6379/1");
     let wrong = resolve(&["--online", "reddis://app:hunter2@host"]).unwrap_err().to_string();
+    assert!(!wrong.contains("hunter2"), "{wrong}");
+}
+
+#[test]
+fn a_cluster_is_named_by_some_of_its_nodes() {
+    let online = |text: &str| resolve(&["--online", text]).unwrap().online;
+    let seeds = |text: &str| match online(text) {
+        OnlineSetting::RedisCluster(seeds) => seeds.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        other => panic!("{other}"),
+    };
+    assert_eq!(seeds("redis-cluster://h:7000"), ["redis://h:7000"]);
+    let three = "redis-cluster://app:hunter2@a:1,b,[::1]:3/";
+    assert_eq!(
+        seeds(three),
+        ["redis://app:hunter2@a:1", "redis://app:hunter2@b", "redis://app:hunter2@[::1]:3"]
+    );
+    assert_eq!(online(three).to_string(), "redis-cluster://app:***@a:1,b,[::1]:3");
+    assert_eq!(format!("{:?}", online("redis-cluster://a:1,b:2")), "redis-cluster://a:1,b:2");
+    let wrong = resolve(&["--online", "redis-cluster://:hunter2@:1"]).unwrap_err().to_string();
     assert!(!wrong.contains("hunter2"), "{wrong}");
 }
 

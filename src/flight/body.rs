@@ -6,9 +6,9 @@
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::Stream;
 use futures::stream::{self, StreamExt};
 use http_body::Frame;
@@ -20,6 +20,11 @@ use tonic::{Response, Status};
 use super::message::Message;
 use super::stream::Answers;
 use crate::error::Error;
+
+/// A part of more bytes is not copied.
+const PART_BYTES_MIN: usize = 4 << 10;
+/// Small parts leave when they are so many bytes, ready or not: what HTTP/2 takes for a frame by default.
+const FRAME_BYTES_MAX: usize = 16 << 10;
 
 /// Messages on their way past tonic's encoder.
 #[derive(Clone)]
@@ -39,17 +44,48 @@ pub(super) fn answer<T: Send + 'static>(messages: Answers<Message>) -> Response<
 pub(super) fn attach(mut response: HttpResponse<Body>) -> HttpResponse<Body> {
     let beside = response.extensions_mut().remove::<Beside>();
     match beside.and_then(|Beside(messages)| messages.lock().take()) {
-        Some(messages) => response.map(|_| Body::new(Messages { messages: Some(messages), parts: None })),
+        Some(messages) => response.map(|_| Body::new(Messages::new(messages))),
         None => response,
     }
 }
 
-/// Messages part by part, and the status as trailers.
+/// Messages part by part, and the status as trailers. Small parts that are ready together leave together: a frame of
+/// its own costs more than they do.
 struct Messages {
     /// `None` at the end.
     messages: Option<Answers<Message>>,
     /// What is left of the current message.
     parts: Option<std::vec::IntoIter<Bytes>>,
+    /// Small parts that are to leave.
+    small: BytesMut,
+    /// A part that follows them.
+    held: Option<Bytes>,
+    /// What the end was, until it is told.
+    end: Option<Status>,
+}
+
+impl Messages {
+    fn new(messages: Answers<Message>) -> Self {
+        Self { messages: Some(messages), parts: None, small: BytesMut::new(), held: None, end: None }
+    }
+
+    /// The small parts, if there are any.
+    fn take_small(&mut self) -> Option<Bytes> {
+        (!self.small.is_empty()).then(|| self.small.split().freeze())
+    }
+
+    /// The next part of the current message that is to leave by itself; small ones join the others.
+    fn next_part(&mut self) -> Option<Bytes> {
+        while let Some(part) = self.parts.as_mut()?.next() {
+            if part.len() > PART_BYTES_MIN || self.small.len() + part.len() > FRAME_BYTES_MAX {
+                let Some(small) = self.take_small() else { return Some(part) };
+                self.held = Some(part);
+                return Some(small);
+            }
+            self.small.extend_from_slice(&part);
+        }
+        None
+    }
 }
 
 impl http_body::Body for Messages {
@@ -61,28 +97,41 @@ impl http_body::Body for Messages {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         loop {
-            if let Some(part) = self.parts.as_mut().and_then(Iterator::next) {
+            let part = self.held.take().or_else(|| self.next_part());
+            if let Some(part) = part {
                 return Poll::Ready(Some(Ok(Frame::data(part))));
             }
-            let Some(messages) = &mut self.messages else { return Poll::Ready(None) };
-            match ready!(Pin::new(messages).poll_next(cx)) {
-                Some(Ok(message)) => self.parts = Some(message.into_parts()),
-                end_or_error => {
-                    self.messages = None; // what it holds goes now, not with the connection
-                    let status = match end_or_error {
-                        Some(Err(status)) => status,
-                        _ => Status::ok(""),
-                    };
+            let next = match &mut self.messages {
+                Some(messages) => Pin::new(messages).poll_next(cx),
+                None => Poll::Ready(None),
+            };
+            match next {
+                Poll::Ready(Some(Ok(message))) => self.parts = Some(message.into_parts()),
+                Poll::Ready(end_or_error) => {
+                    if self.messages.take().is_some() {
+                        // What it holds goes now, not with the connection.
+                        let failed = end_or_error.and_then(Result::err);
+                        self.end = Some(failed.unwrap_or_else(|| Status::ok("")));
+                    }
+                    if let Some(small) = self.take_small() {
+                        return Poll::Ready(Some(Ok(Frame::data(small))));
+                    }
+                    let Some(status) = self.end.take() else { return Poll::Ready(None) };
                     let mut trailers = HeaderMap::new();
                     let added = status.add_header(&mut trailers);
                     return Poll::Ready(Some(added.map(|()| Frame::trailers(trailers))));
+                }
+                Poll::Pending => {
+                    return self
+                        .take_small()
+                        .map_or(Poll::Pending, |small| Poll::Ready(Some(Ok(Frame::data(small)))));
                 }
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.messages.is_none()
+        self.messages.is_none() && self.end.is_none()
     }
 }
 

@@ -6,6 +6,7 @@ use arrow_flight::sql::{Any, Command, CommandStatementIngest};
 use bytes::Bytes;
 use prost::Message;
 
+use super::direct::Direct;
 use super::handle::{Statement, Ticket};
 use super::metadata::MetadataRequest;
 use crate::error::{Error, Result};
@@ -27,6 +28,8 @@ pub(super) enum Request {
     Metadata(MetadataRequest),
     /// The result that a ticket stands for.
     Ticket(Ticket),
+    /// A query that the client wrote into the ticket itself.
+    Direct(Direct),
 }
 
 impl Request {
@@ -42,6 +45,9 @@ impl Request {
 
     /// The request of a ticket's bytes or a descriptor's command.
     pub(super) fn of_command(bytes: &Bytes) -> Result<Self> {
+        if Direct::is(bytes) {
+            return Ok(Self::Direct(Direct::parse(bytes)?));
+        }
         let bad = || Error::invalid("this is no Flight SQL command (a packed google.protobuf.Any)");
         let any = Any::decode(bytes.clone()).map_err(|_| bad())?;
         let command = Command::try_from(any).map_err(|error| Error::invalid(error.to_string()))?;

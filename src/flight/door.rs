@@ -15,6 +15,7 @@ use super::listener::incoming;
 use super::running::Running;
 use super::service::Service;
 use super::sessions::Sessions;
+use super::stream::Encoder;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::sql::Engine;
@@ -68,6 +69,7 @@ impl Door {
             sessions: Arc::clone(&sessions),
             drain: Arc::clone(&drain),
             running: Arc::new(Running::default()),
+            encoder: Encoder::default(),
         };
         let service = FlightServiceServer::new(service)
             .max_decoding_message_size(limits.message_bytes_max)

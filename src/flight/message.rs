@@ -10,7 +10,8 @@
 
 use arrow::array::{Array, ArrayData, RecordBatch};
 use arrow::buffer::{Buffer, MutableBuffer};
-use arrow::datatypes::{ArrowNativeType, DataType, Schema};
+use arrow::datatypes::{ArrowNativeType, DataType};
+use arrow::ipc::writer::{CompressionContext, DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
 use arrow::ipc::{self, MessageBuilder, MessageHeader, MetadataVersion, RecordBatchBuilder};
 use arrow_flight::FlightData;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -33,7 +34,7 @@ const APP_METADATA: u32 = 3;
 const DATA_BODY: u32 = 1000;
 
 /// One gRPC message, ready to be sent, in parts.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Message(Vec<Bytes>);
 
 impl Message {
@@ -72,16 +73,14 @@ impl Message {
         Ok(Self([head.freeze()].into_iter().chain(body).collect()))
     }
 
-    /// Whether batches of this schema can be sent by [`Message::of_batch`].
-    pub(super) fn takes(schema: &Schema) -> bool {
-        schema.fields().iter().all(|field| is_flat(field.data_type()))
-    }
-
-    /// Rows of a schema that [`Message::takes`].
+    /// The rows of a batch, with what goes along with them.
     ///
     /// # Errors
     /// `Exhausted` where they exceed what a message may hold.
-    pub(super) fn of_batch(batch: &RecordBatch) -> Result<Self> {
+    pub(super) fn of_batch(batch: &RecordBatch, app_metadata: &[u8]) -> Result<Self> {
+        if !batch.schema_ref().fields().iter().all(|field| is_flat(field.data_type())) {
+            return Self::of_nested(batch, app_metadata);
+        }
         let mut body = Body::default();
         let mut nodes = Vec::with_capacity(batch.num_columns());
         for column in batch.columns() {
@@ -89,7 +88,21 @@ impl Message {
             body.push_array(&column.to_data());
         }
         let (parts, buffers, length) = body.finish();
-        Self::new(&header(batch.num_rows(), &nodes, &buffers, length), &[], parts, length)
+        Self::new(&header(batch.num_rows(), &nodes, &buffers, length), app_metadata, parts, length)
+    }
+
+    /// A batch with columns that have children, copied as Arrow's writer does it. No dictionaries leave the house, so
+    /// one message is all there is.
+    fn of_nested(batch: &RecordBatch, app_metadata: &[u8]) -> Result<Self> {
+        let mut tracker = DictionaryTracker::new(false);
+        let (_, encoded) = IpcDataGenerator::default().encode(
+            batch,
+            &mut tracker,
+            &IpcWriteOptions::default(),
+            &mut CompressionContext::default(),
+        )?;
+        let length = encoded.arrow_data.len();
+        Self::new(&encoded.ipc_message, app_metadata, [encoded.arrow_data.into()], length)
     }
 }
 

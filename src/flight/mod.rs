@@ -3,8 +3,10 @@
 mod actions;
 mod body;
 mod commands;
+mod direct;
 mod door;
 mod drain;
+mod exchange;
 mod handle;
 mod listener;
 mod message;

@@ -48,7 +48,7 @@ pub(super) async fn put(session: &Session, mut messages: Streaming<FlightData>) 
         }
         Request::Prepared(statement) => bind(&statement, rows.await?.collect().await?),
         Request::Ingest(command) => ingest(session, command, rows.await?).await,
-        Request::Query(_) | Request::Metadata(_) | Request::Ticket(_) => {
+        Request::Query(_) | Request::Metadata(_) | Request::Ticket(_) | Request::Direct(_) => {
             Err(Error::invalid("this command is no put; send it through GetFlightInfo"))
         }
     }

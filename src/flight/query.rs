@@ -14,9 +14,10 @@ use futures::StreamExt;
 use prost::Message as _;
 use uuid::Uuid;
 
+use super::direct::Direct;
 use super::handle::{Statement, Ticket};
 use super::message::Message;
-use super::stream::{Answers, encode};
+use super::stream::{Answers, Encoder};
 use crate::error::{Error, Result};
 use crate::sql::{Prepared, Session, StatementKind};
 
@@ -57,14 +58,30 @@ pub(super) fn info(
 }
 
 /// The result of a ticket. The query runs as fast as the client reads, and stops when it goes.
-pub(super) async fn fetch(session: &Session, ticket: Ticket) -> Result<Answers<Message>> {
+pub(super) async fn fetch(session: &Session, encoder: &Encoder, ticket: Ticket) -> Result<Answers<Message>> {
     match ticket {
         Ticket::Query { statement, .. } => {
             let batches = session.query(&statement.sql, statement.parameters()?.as_ref()).await?;
-            Ok(encode(batches.schema(), batches.map(|batch| batch.map_err(Error::from))))
+            Ok(encoder.encode(batches.schema(), batches.map(|batch| batch.map_err(Error::from))))
         }
-        Ticket::Done => Ok(encode(SchemaRef::new(Schema::empty()), futures::stream::empty())),
+        Ticket::Done => Ok(encoder.encode(SchemaRef::new(Schema::empty()), futures::stream::empty())),
     }
+}
+
+/// The result of a query that the client wrote into its ticket.
+pub(super) async fn fetch_direct(
+    session: &Session,
+    encoder: &Encoder,
+    direct: &Direct,
+) -> Result<Answers<Message>> {
+    let prepared = session.prepare(&direct.query).await?;
+    if prepared.kind != StatementKind::Query {
+        return Err(Error::invalid("a ticket asks a query: send what changes something through DoPut"));
+    }
+    let values = direct.values(&prepared.parameters)?;
+    require_bound(&prepared, values.as_ref())?;
+    let batches = session.query(&direct.query, values.as_ref()).await?;
+    Ok(encoder.encode(batches.schema(), batches.map(|batch| batch.map_err(Error::from))))
 }
 
 /// The result schema of a statement, which does not run.
@@ -77,11 +94,6 @@ pub(super) fn schema_bytes(schema: &Schema) -> Result<Bytes> {
     let options = IpcWriteOptions::default();
     let message: Result<IpcMessage, ArrowError> = SchemaAsIpc::new(schema, &options).try_into();
     Ok(message?.0)
-}
-
-/// A batch that is here already, as a stream.
-pub(super) fn fetch_batch(batch: RecordBatch) -> Answers<Message> {
-    encode(batch.schema(), futures::stream::iter([Ok(batch)]))
 }
 
 /// Refuses a statement whose placeholders have no values, before anything runs.

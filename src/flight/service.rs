@@ -10,11 +10,13 @@ use arrow_flight::{
 };
 use futures::stream::{self, StreamExt};
 use tonic::{Request as Call, Response, Status, Streaming, async_trait};
+use uuid::Uuid;
 
 use super::actions::{self, Known};
 use super::body;
 use super::commands::Request;
 use super::drain::{Drain, InFlight};
+use super::exchange;
 use super::handle::Ticket;
 use super::listener::ConnectionId;
 use super::message::Message;
@@ -23,7 +25,7 @@ use super::put;
 use super::query;
 use super::running::Running;
 use super::sessions::Sessions;
-use super::stream::{Answers, Stoppable};
+use super::stream::{Answers, Encoder, Stoppable};
 use crate::error::{Error, Result};
 use crate::sql::Session;
 
@@ -32,6 +34,7 @@ pub(super) struct Service {
     pub(super) sessions: Arc<Sessions>,
     pub(super) drain: Arc<Drain>,
     pub(super) running: Arc<Running>,
+    pub(super) encoder: Encoder,
 }
 
 impl Service {
@@ -69,7 +72,9 @@ impl Service {
                 Request::Update(_) | Request::PreparedUpdate(_) | Request::Ingest(_) => {
                     Err(Error::invalid("this command changes something; send it through DoPut"))
                 }
-                Request::Ticket(_) => Err(Error::invalid("a ticket is fetched through DoGet")),
+                Request::Ticket(_) | Request::Direct(_) => {
+                    Err(Error::invalid("a ticket is fetched through DoGet"))
+                }
             }
         })
         .await
@@ -85,7 +90,7 @@ impl Service {
                     | Request::Update(statement)
                     | Request::PreparedUpdate(statement) => query::schema(&session, &statement).await,
                     Request::Metadata(request) => Ok(metadata::answer(&session, request).await?.schema()),
-                    Request::Ingest(_) | Request::Ticket(_) => {
+                    Request::Ingest(_) | Request::Ticket(_) | Request::Direct(_) => {
                         Err(Error::invalid("this command has no result schema"))
                     }
                 }
@@ -95,19 +100,25 @@ impl Service {
     }
 
     async fn fetch(&self, call: Call<FlightTicket>) -> Result<Answers<Message>> {
-        let (session, in_flight) = self.enter(&call, false)?;
+        let request = Request::of_command(&call.get_ref().ticket)?;
+        let (session, in_flight) = self.enter(&call, matches!(request, Request::Direct(_)))?;
+        let encoder = &self.encoder;
         let (answers, query_id) = self
             .until_stopped(async {
-                match Request::of_command(&call.get_ref().ticket)? {
+                match request {
                     Request::Ticket(ticket) => {
                         let query_id = match &ticket {
                             Ticket::Query { id, .. } => Some(*id),
                             Ticket::Done => None,
                         };
-                        Ok((query::fetch(&session, ticket).await?, query_id))
+                        Ok((query::fetch(&session, encoder, ticket).await?, query_id))
+                    }
+                    Request::Direct(direct) => {
+                        Ok((query::fetch_direct(&session, encoder, &direct).await?, None))
                     }
                     Request::Metadata(request) => {
-                        Ok((query::fetch_batch(metadata::answer(&session, request).await?), None))
+                        let batch = metadata::answer(&session, request).await?;
+                        Ok((encoder.encode(batch.schema(), stream::iter([Ok(batch)])), None))
                     }
                     Request::Query(_)
                     | Request::Prepared(_)
@@ -119,9 +130,24 @@ impl Service {
                 }
             })
             .await?;
-        let fetch = query_id.map(|id| self.running.enter(id));
-        let (fetch, cancelled) =
-            fetch.map_or((None, None), |(fetch, cancelled)| (Some(fetch), Some(cancelled)));
+        Ok(self.stoppable(answers, query_id, (session, in_flight)))
+    }
+
+    async fn exchange(&self, call: Call<Streaming<FlightData>>) -> Result<Answers<Message>> {
+        let (session, in_flight) = self.enter(&call, true)?;
+        let answers = exchange::exchange(Arc::clone(&session), &self.encoder, call.into_inner());
+        let answers = self.until_stopped(answers).await?;
+        Ok(self.stoppable(answers, None, (session, in_flight)))
+    }
+
+    /// Answers that end when the door closes, or the query they belong to is cancelled.
+    fn stoppable(
+        &self,
+        answers: Answers<Message>,
+        query_id: Option<Uuid>,
+        held: (Arc<Session>, InFlight),
+    ) -> Answers<Message> {
+        let (fetch, cancelled) = query_id.map(|id| self.running.enter(id)).unzip();
         let drain = Arc::clone(&self.drain);
         let stop = async move {
             let cancelled = async {
@@ -138,7 +164,7 @@ impl Service {
                 () = cancelled => Error::cancelled("the query was cancelled"),
             }
         };
-        Ok(Stoppable::new(answers, Box::pin(stop), (session, in_flight, fetch)).boxed())
+        Stoppable::new(answers, Box::pin(stop), (held, fetch)).boxed()
     }
 
     async fn put(&self, call: Call<Streaming<FlightData>>) -> Result<PutResult> {
@@ -205,9 +231,9 @@ impl FlightService for Service {
 
     async fn do_exchange(
         &self,
-        _: Call<Streaming<FlightData>>,
+        call: Call<Streaming<FlightData>>,
     ) -> Result<Response<Self::DoExchangeStream>, Status> {
-        Err(Error::unsupported("DoExchange is not supported; use DoGet and DoPut").into())
+        Ok(body::answer(self.exchange(call).await?))
     }
 
     async fn do_action(&self, call: Call<Action>) -> Result<Response<Self::DoActionStream>, Status> {

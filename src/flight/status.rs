@@ -34,19 +34,6 @@ impl From<Error> for Status {
     }
 }
 
-/// What the encoder of a result stream reports; our own errors travel through it as external ones.
-pub(super) fn from_encoder(error: FlightError) -> Status {
-    match error {
-        FlightError::ExternalError(inner) => match inner.downcast::<Error>() {
-            Ok(own) => (*own).into(),
-            Err(other) => Error::internal(other.to_string()).into(),
-        },
-        FlightError::Tonic(status) => *status,
-        FlightError::Arrow(inner) => Error::internal(format!("a result cannot be encoded: {inner}")).into(),
-        other => Error::internal(format!("a result cannot be encoded: {other}")).into(),
-    }
-}
-
 /// What the decoder of a client's stream reports: the client's mistake, or its connection's.
 pub(super) fn from_decoder(error: FlightError) -> Error {
     match error {
@@ -96,13 +83,8 @@ mod tests {
             (Error::internal("m"), Code::Internal),
         ];
         for (error, code) in cases {
-            let through_encoder = from_encoder(FlightError::from_external_error(Box::new(Error::new(
-                error.kind(),
-                error.message(),
-            ))));
             let direct = Status::from(error);
             assert_eq!((direct.code(), direct.message()), (code, "m"));
-            assert_eq!((through_encoder.code(), through_encoder.message()), (code, "m"));
         }
     }
 

@@ -8,15 +8,13 @@ use std::task::{Context, Poll, ready};
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::ipc::writer::IpcWriteOptions;
-use arrow_flight::encode::FlightDataEncoderBuilder;
-use arrow_flight::error::FlightError;
 use arrow_flight::{FlightData, SchemaAsIpc};
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream, Stream, StreamExt};
+use moka::sync::Cache;
 use tonic::Status;
 
 use super::message::Message;
-use super::status::from_encoder;
 use crate::error::{Error, Result};
 
 /// Above this, a batch is halved. gRPC clients accept 4 MiB (most) or 16 MiB (ADBC) by default.
@@ -25,29 +23,48 @@ const MESSAGE_BYTES_TARGET: usize = 2 << 20;
 /// A stream of answers, or the status that ends it.
 pub(super) type Answers<T> = BoxStream<'static, Result<T, Status>>;
 
-/// Encodes `batches`, whose schema is `schema`. The schema goes first, also when no batch follows.
-pub(super) fn encode(
-    schema: SchemaRef,
-    batches: impl Stream<Item = Result<RecordBatch>> + Send + Unpin + 'static,
-) -> Answers<Message> {
-    let pieces = Pieces { batches, waiting: VecDeque::new() };
-    if Message::takes(&schema) {
-        let first = FlightData::from(SchemaAsIpc::new(&schema, &IpcWriteOptions::default()));
-        let batches = pieces.map(|piece| Message::of_batch(&piece?));
-        let messages = stream::iter([first.try_into()]).chain(batches);
-        return messages.map(|message| message.map_err(Status::from)).boxed();
-    }
-    let pieces = pieces.map(|piece| piece.map_err(|error| FlightError::from_external_error(Box::new(error))));
-    FlightDataEncoderBuilder::new()
-        .with_schema(schema)
-        // Its own splitting counts the buffers that slices share, and so cuts slices far too small.
-        .with_max_flight_data_size(usize::MAX)
-        .build(pieces)
-        .map(|message| Ok(message.map_err(from_encoder)?.try_into()?))
-        .boxed()
+/// How many schemas are kept encoded.
+const SCHEMAS_MAX: u64 = 256;
+
+/// Turns results into messages. Statements that run again and again have one schema, which is encoded once.
+pub(super) struct Encoder {
+    /// By the schema's address, which stays its own as long as it is kept here.
+    schemas: Cache<usize, (SchemaRef, Message)>,
 }
 
-/// Halves batches until each piece is small enough, one piece at a time.
+impl Default for Encoder {
+    fn default() -> Self {
+        Self { schemas: Cache::new(SCHEMAS_MAX) }
+    }
+}
+
+impl Encoder {
+    /// The message that opens a stream of batches of this schema.
+    pub(super) fn schema(&self, schema: &SchemaRef) -> Result<Message> {
+        let address = Arc::as_ptr(schema) as usize;
+        if let Some((_, message)) = self.schemas.get(&address) {
+            return Ok(message);
+        }
+        let message: Message =
+            FlightData::from(SchemaAsIpc::new(schema, &IpcWriteOptions::default())).try_into()?;
+        self.schemas.insert(address, (Arc::clone(schema), message.clone()));
+        Ok(message)
+    }
+
+    /// Encodes `batches`, whose schema is `schema`. The schema goes first, also when no batch follows.
+    pub(super) fn encode(
+        &self,
+        schema: SchemaRef,
+        batches: impl Stream<Item = Result<RecordBatch>> + Send + Unpin + 'static,
+    ) -> Answers<Message> {
+        let opening = stream::iter([self.schema(&schema)]);
+        let messages =
+            Pieces { batches, waiting: VecDeque::new() }.map(|piece| Message::of_batch(&piece?, &[]));
+        opening.chain(messages).map(|message| message.map_err(Status::from)).boxed()
+    }
+}
+
+/// Halves batches until each piece is small enough, one batch at a time.
 struct Pieces<S> {
     batches: S,
     waiting: VecDeque<RecordBatch>,
@@ -58,22 +75,32 @@ impl<S: Stream<Item = Result<RecordBatch>> + Unpin> Stream for Pieces<S> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            let Some(piece) = self.waiting.pop_front() else {
-                match ready!(self.batches.poll_next_unpin(cx)) {
-                    Some(Ok(batch)) if batch.num_rows() == 0 => continue,
-                    Some(Ok(batch)) => self.waiting.push_back(batch),
-                    end_or_error => return Poll::Ready(end_or_error),
-                }
-                continue;
-            };
-            let rows = piece.num_rows();
-            if rows == 1 || piece.columns().iter().map(bytes_of).sum::<usize>() <= MESSAGE_BYTES_TARGET {
+            if let Some(piece) = self.waiting.pop_front() {
                 return Poll::Ready(Some(Ok(piece)));
             }
-            self.waiting.push_front(piece.slice(rows / 2, rows - rows / 2));
-            self.waiting.push_front(piece.slice(0, rows / 2));
+            match ready!(self.batches.poll_next_unpin(cx)) {
+                Some(Ok(batch)) if batch.num_rows() == 0 => {}
+                Some(Ok(batch)) => self.waiting = pieces(batch),
+                end_or_error => return Poll::Ready(end_or_error),
+            }
         }
     }
+}
+
+/// The batch in pieces that clients accept; they share its memory.
+pub(super) fn pieces(batch: RecordBatch) -> VecDeque<RecordBatch> {
+    let mut whole = vec![batch];
+    let mut pieces = VecDeque::new();
+    while let Some(piece) = whole.pop() {
+        let rows = piece.num_rows();
+        if rows <= 1 || piece.columns().iter().map(bytes_of).sum::<usize>() <= MESSAGE_BYTES_TARGET {
+            pieces.push_back(piece);
+        } else {
+            whole.push(piece.slice(rows / 2, rows - rows / 2));
+            whole.push(piece.slice(0, rows / 2));
+        }
+    }
+    pieces
 }
 
 /// The bytes of an array's own rows. Arrow counts all children of a sliced list; here only those of its rows count,
@@ -152,8 +179,11 @@ mod tests {
 
     async fn round_trip(batches: Vec<RecordBatch>) -> (Vec<usize>, Vec<RecordBatch>) {
         let schema = batches[0].schema();
-        let messages: Vec<Message> =
-            encode(schema, stream::iter(batches.into_iter().map(Ok))).try_collect().await.unwrap();
+        let messages: Vec<Message> = Encoder::default()
+            .encode(schema, stream::iter(batches.into_iter().map(Ok)))
+            .try_collect()
+            .await
+            .unwrap();
         let messages: Vec<FlightData> = messages.into_iter().map(received).collect();
         let sizes = messages.iter().map(|message| message.data_body.len()).collect();
         let messages = stream::iter(messages.into_iter().map(Ok));

@@ -97,6 +97,7 @@ fn definition() -> FeatureGroup {
         description: None,
         tags: Vec::new(),
         online: true,
+        schemas: vec![],
     }
 }
 

@@ -58,6 +58,15 @@ pub struct Column {
     pub description: Option<String>,
 }
 
+/// The features of a group as one Iceberg schema of its table has them, in the schema's order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FeatureSchema {
+    /// The schema's id in the table's metadata.
+    pub id: i32,
+    /// Iceberg field id and type of each feature.
+    pub features: Vec<(i32, DataType)>,
+}
+
 /// A feature group: entity key columns, one event time, features, and how they are kept.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FeatureGroup {
@@ -83,6 +92,8 @@ pub struct FeatureGroup {
     pub tags: Vec<String>,
     /// Whether `LATEST` serves it.
     pub online: bool,
+    /// Every schema that rows may have been written under; the current one last. Empty before there is a table.
+    pub schemas: Vec<FeatureSchema>,
 }
 
 impl FeatureGroup {
@@ -164,6 +175,12 @@ impl FeatureGroup {
                 field.name()
             ))),
         }
+    }
+
+    /// How long after its event time a row must be kept online: through the TTL, and as long again, so that `LATEST` can
+    /// say that it is too old. `None` means for ever.
+    pub fn online_lifetime(&self) -> Option<Duration> {
+        self.ttl.map(|ttl| ttl.saturating_mul(2))
     }
 
     /// Schema of the declared columns.

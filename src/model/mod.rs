@@ -4,9 +4,12 @@ mod feature_group;
 mod key;
 mod packed;
 
-pub use feature_group::{Column, FeatureGroup, INGESTED_AT, SEQUENCE, TableName, system_fields};
+pub use feature_group::{
+    Column, FeatureGroup, FeatureSchema, INGESTED_AT, SEQUENCE, TableName, system_fields,
+};
 pub(crate) use key::{EntityKey, decode_keys, encode_keys};
+pub use packed::fuzzing;
 pub(crate) use packed::{
-    MAX_FUTURE_ROWS, RowEncoder, RowLayout, RowOrder, StoredRow, decode_features, merge, pick, push_row,
+    MAX_FUTURE_ROWS, RowEncoder, RowLayout, RowOrder, StoredRow, decode_features, merge, pick, put_entry,
     select_rows,
 };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat};
-use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::arrow::datatypes::{FieldRef, SchemaRef};
 use iceberg::spec::{DataFile, Schema, SchemaRef as IcebergSchemaRef, SnapshotRef, TableMetadataRef};
 
 use super::evolution::refuse_nested_renames;
@@ -106,6 +106,19 @@ impl OfflineTable {
     /// Columns as Iceberg knows them, in the order of [`Self::schema`].
     pub(crate) fn iceberg_schema(&self) -> &Schema {
         &self.iceberg_schema
+    }
+
+    /// Every schema that the table has had, the current one last: its id, and each column's field id and type as SQL sees
+    /// it. Passes over those that hold what is not read.
+    pub(crate) fn schemas(&self) -> Vec<(i32, Vec<(i32, FieldRef)>)> {
+        let current = self.iceberg_schema.schema_id();
+        let before = self.metadata.schemas_iter().filter(|schema| schema.schema_id() != current);
+        let columns = |schema: &Schema| {
+            let fields = arrow_schema(schema).ok()?;
+            let ids = schema.as_struct().fields().iter().map(|field| field.id);
+            Some((schema.schema_id(), ids.zip(fields.fields().iter().cloned()).collect()))
+        };
+        before.chain([&self.iceberg_schema]).filter_map(|schema| columns(schema)).collect()
     }
 
     /// The columns that sorted files of this table are sorted by, ascending and NULLs first; see [`Self::is_sorted`].

@@ -1,9 +1,14 @@
 //! The store in a file of the server's own, for one server.
 //!
 //! ```text
-//! table "entries"   group's id, 16 bytes | entity key   →   entry
-//! table "applied"   group's id, 16 bytes                →   snapshot id, i64
+//! table "entries.2"   group's id, 16 bytes | entity key   →   entry
+//! table "applied.2"   group's id, 16 bytes                →   snapshot id, i64
 //! ```
+//!
+//! The number is that of the entries' format: a file with tables of another one is as good as empty, and is filled
+//! again from the history.
+//!
+//! Nothing expires: on disk it costs little to know that an entity is too old and not unknown.
 //!
 //! Rows are committed without waiting for the disk: a crash may lose the last of them. Noting a snapshot does wait,
 //! and redb makes everything committed before it durable with it, so the note never outlives the rows it speaks for.
@@ -20,18 +25,21 @@ use datafusion::arrow::array::RecordBatch;
 use futures::stream::{self, BoxStream, StreamExt};
 use redb::{
     Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+    WriteTransaction,
 };
 use tracing::warn;
 use uuid::Uuid;
 
-use super::entries::entries_of;
+use super::entries::{Incoming, PackedEntry};
 use super::{Found, OnlineStore, ScannedEntries};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{EntityKey, FeatureGroup, merge};
 
-const ENTRIES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("entries");
-const APPLIED: TableDefinition<&[u8], i64> = TableDefinition::new("applied");
+const ENTRIES: TableDefinition<&[u8], &[u8]> = TableDefinition::new("entries.2");
+const APPLIED: TableDefinition<&[u8], i64> = TableDefinition::new("applied.2");
+/// Tables of former formats.
+const FORMER: [&str; 2] = ["entries", "applied"];
 /// Entries read per step of a scan; each step sees the file as it is then, and holds nothing between steps.
 const SCAN_ENTRIES_MAX: usize = 1024;
 /// Between attempts to open a file that another holds.
@@ -89,6 +97,9 @@ fn create(path: &Path) -> Result<Database> {
         let transaction = database.begin_write()?;
         transaction.open_table(ENTRIES)?;
         transaction.open_table(APPLIED)?;
+        for name in FORMER {
+            transaction.delete_table(TableDefinition::<&[u8], &[u8]>::new(name))?;
+        }
         Ok(transaction.commit()?)
     };
     tables().map_err(|e| failed(path, e))?;
@@ -127,29 +138,23 @@ fn end_of(group: Uuid) -> Bound<Vec<u8>> {
 }
 
 fn merge_all(
-    database: &Database,
+    transaction: &WriteTransaction,
     id: Uuid,
-    entries: &[(EntityKey, Bytes)],
+    entries: &[PackedEntry],
     now_us: i64,
 ) -> Result<(), redb::Error> {
-    let mut transaction = database.begin_write()?;
-    transaction.set_durability(Durability::None)?;
-    {
-        let mut table = transaction.open_table(ENTRIES)?;
-        for (key, incoming) in entries {
-            let key = stored_key(id, key.as_bytes());
-            let existing = table.get(key.as_slice())?.map(|e| e.value().to_vec());
-            let merged = match existing {
-                Some(existing) => merge(&existing, incoming, now_us).unwrap_or_else(|error| {
-                    warn!(group = %id, %error, "an unreadable online value is replaced");
-                    incoming.to_vec()
-                }),
-                None => incoming.to_vec(),
-            };
-            table.insert(key.as_slice(), merged.as_slice())?;
-        }
+    let mut table = transaction.open_table(ENTRIES)?;
+    for PackedEntry { key, bytes: incoming, .. } in entries {
+        let key = stored_key(id, key.as_bytes());
+        let existing = table.get(key.as_slice())?.map(|e| e.value().to_vec());
+        let merged = existing.map(|existing| merge(&existing, incoming, now_us)).transpose();
+        let merged = merged.unwrap_or_else(|error| {
+            warn!(group = %id, %error, "an unreadable online value is replaced");
+            None
+        });
+        table.insert(key.as_slice(), merged.as_ref().unwrap_or(incoming).as_slice())?;
     }
-    Ok(transaction.commit()?)
+    Ok(())
 }
 
 #[async_trait]
@@ -160,9 +165,16 @@ impl OnlineStore for EmbeddedStore {
 
     async fn write(&self, group: &Arc<FeatureGroup>, history: &RecordBatch) -> Result<()> {
         let now_us = self.clock.now_us();
-        let entries = entries_of(group, history, now_us)?;
+        let incoming = Incoming::new(group, history, now_us, None)?;
+        let entries = incoming.pack(incoming.all())?;
         let id = group.id;
-        self.run(move |database| merge_all(database, id, &entries, now_us)).await
+        self.run(move |database| {
+            let mut transaction = database.begin_write()?;
+            transaction.set_durability(Durability::None)?;
+            merge_all(&transaction, id, &entries, now_us)?;
+            Ok(transaction.commit()?)
+        })
+        .await
     }
 
     async fn applied_snapshot(&self, group: Uuid) -> Result<Option<i64>> {

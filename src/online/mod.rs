@@ -4,6 +4,7 @@
 //! [`OnlineStore::applied_snapshot`] never speaks for rows that are gone.
 
 mod cached;
+mod changes;
 mod embedded;
 mod entries;
 mod redis;
@@ -22,6 +23,7 @@ use uuid::Uuid;
 use crate::clock::Clock;
 use crate::error::Result;
 use crate::model::{EntityKey, FeatureGroup};
+use changes::Changes;
 
 /// Which store keeps the latest values.
 #[derive(Debug, Clone)]
@@ -35,6 +37,11 @@ pub(crate) enum Backend {
     Redis {
         /// `redis://[user:password@]host[:port][/db]`.
         url: String,
+    },
+    /// A Redis Cluster that others may share.
+    RedisCluster {
+        /// Some of its nodes, each as `redis://[user:password@]host[:port]`; the first one's credentials are used.
+        seeds: Vec<String>,
     },
 }
 
@@ -54,8 +61,8 @@ pub(crate) struct OnlineOptions {
 pub(crate) struct CacheOptions {
     /// How much it may hold, in bytes of keys and entries.
     pub(crate) capacity_bytes: u64,
-    /// How old an answer may be. What this server writes is seen at once; this bounds how long what others write
-    /// stays unseen.
+    /// How old an answer may be. What this server writes is seen at once, and what others write as soon as Redis tells
+    /// of it; this bounds how long a change stays unseen that was told to nobody.
     pub(crate) ttl: Duration,
 }
 
@@ -70,6 +77,9 @@ pub(crate) async fn open(options: OnlineOptions, clock: Arc<dyn Clock>) -> Resul
         }
         Backend::Redis { url } => {
             Arc::new(redis::RedisStore::open(&url, options.timeout, Arc::clone(&clock))?)
+        }
+        Backend::RedisCluster { seeds } => {
+            Arc::new(redis::RedisStore::open_cluster(&seeds, options.timeout, Arc::clone(&clock))?)
         }
     };
     Ok(match options.cache {
@@ -89,6 +99,28 @@ pub(crate) struct Found {
     pub(crate) cache_misses: usize,
     /// Keys that were read from the store behind the cache.
     pub(crate) store_reads: usize,
+}
+
+/// What a cache has done since the server started, and what it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CacheStatistics {
+    /// Keys that the cache answered, absent ones included.
+    pub(crate) hits: u64,
+    /// Keys that were looked for in the cache and not in it.
+    pub(crate) misses: u64,
+    /// Misses that waited for a read already under way.
+    pub(crate) joined: u64,
+    /// Entries held now, absent ones included.
+    pub(crate) entries: u64,
+    /// What they weigh, the cost of keeping them included.
+    pub(crate) bytes: u64,
+    /// Entries that the store told were changed, by whomever, held or not.
+    pub(crate) invalidations: u64,
+    /// How often everything was dropped: a connection lost or made, a store emptied, a group dropped.
+    pub(crate) clears: u64,
+    /// Whether the store is telling of changes, without which the cache is not used; `None` where no other server can
+    /// make any.
+    pub(crate) tracking: Option<bool>,
 }
 
 /// A bounded part of a scan.
@@ -128,6 +160,17 @@ pub(crate) trait OnlineStore: Debug + Send + Sync {
     /// Every entry that is there from beginning to end of the scan, exactly once, in parts of bounded size, in no
     /// order; what is written meanwhile may or may not be seen.
     fn scan(&self, group: &Arc<FeatureGroup>) -> BoxStream<'static, Result<ScannedEntries>>;
+
+    /// The changes that whoever else uses the store makes to it, this server's own among them, for a cache to follow;
+    /// `None` where nobody else does. Must be called within a Tokio runtime.
+    fn changes(&self) -> Option<Changes> {
+        None
+    }
+
+    /// `None` where there is no cache.
+    fn cache_statistics(&self) -> Option<CacheStatistics> {
+        None
+    }
 }
 
 #[cfg(test)]

@@ -9,17 +9,17 @@
 //! ```
 //! Column descriptions are Iceberg field docs; names, types and nullability are the Iceberg schema's.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use datafusion::arrow::datatypes::DataType;
+use datafusion::arrow::datatypes::{DataType, FieldRef};
 use datafusion::common::ScalarValue;
 use serde::{Deserialize, Serialize};
 
 use super::Object;
 use crate::error::{Error, Result};
-use crate::model::{Column, FeatureGroup, INGESTED_AT, SEQUENCE};
+use crate::model::{Column, FeatureGroup, FeatureSchema, INGESTED_AT, SEQUENCE};
 use crate::offline::{OfflineTable, TableSpec};
 
 const PROPERTY: &str = "fletching.feature-group";
@@ -136,9 +136,23 @@ pub(crate) fn object_of(table: OfflineTable) -> Result<Object> {
         description: table.metadata().properties().get(COMMENT).cloned(),
         tags: stored.tags,
         online: stored.online,
+        schemas: schemas_of(&table, stored.entity_key.iter().chain([&stored.event_time])),
         columns,
     };
     Ok(Object::FeatureGroup(Arc::new(group), table))
+}
+
+/// The features under every schema that the table has had: what is neither among the `others` nor a system column.
+fn schemas_of<'a>(table: &OfflineTable, others: impl Iterator<Item = &'a String>) -> Vec<FeatureSchema> {
+    let id_of = |name: &str| table.iceberg_schema().field_by_name(name).map(|field| field.id);
+    let others: HashSet<i32> =
+        others.map(String::as_str).chain([INGESTED_AT, SEQUENCE]).filter_map(id_of).collect();
+    let features = |columns: Vec<(i32, FieldRef)>| {
+        let features = columns.into_iter().filter(|(id, _)| !others.contains(id));
+        features.map(|(id, field)| (id, field.data_type().clone())).collect()
+    };
+    let schemas = table.schemas().into_iter();
+    schemas.map(|(id, columns)| FeatureSchema { id, features: features(columns) }).collect()
 }
 
 fn columns_of(table: &OfflineTable, defaults: &BTreeMap<String, String>) -> Result<Vec<Column>> {

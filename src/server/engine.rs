@@ -20,6 +20,9 @@ pub async fn open_engine(settings: &Settings, clock: Arc<dyn Clock>) -> Result<A
     let backend = match &settings.online {
         OnlineSetting::Embedded => Backend::Embedded { path: settings.data_dir.join("online.redb") },
         OnlineSetting::Redis(url) => Backend::Redis { url: url.to_string() },
+        OnlineSetting::RedisCluster(seeds) => {
+            Backend::RedisCluster { seeds: seeds.iter().map(ToString::to_string).collect() }
+        }
     };
     let cache = (settings.cache_capacity_bytes > 0)
         .then_some(CacheOptions { capacity_bytes: settings.cache_capacity_bytes, ttl: settings.cache_ttl });

@@ -73,16 +73,10 @@ impl Bound {
 /// `Invalid` where their number or a type does not fit.
 pub(super) fn bind(plan: LogicalPlan, values: Option<&RecordBatch>) -> Result<Bound> {
     let parameters = parameters(&plan)?;
-    let given = values.map_or(0, RecordBatch::num_columns);
-    if given != parameters.fields().len() {
-        return Err(Error::invalid(format!(
-            "the statement has {} parameter{}, and {given} {} given",
-            parameters.fields().len(),
-            if parameters.fields().len() == 1 { "" } else { "s" },
-            if given == 1 { "is" } else { "are" },
-        )));
-    }
-    let Some(values) = values.filter(|_| given > 0) else { return Ok(Bound::Together(plan)) };
+    check_count(&parameters, values)?;
+    let Some(values) = values.filter(|values| values.num_columns() > 0) else {
+        return Ok(Bound::Together(plan));
+    };
     if let Some(looked_up) = bind_latest_rows(&plan, values)? {
         return Ok(Bound::Together(looked_up));
     }
@@ -92,6 +86,19 @@ pub(super) fn bind(plan: LogicalPlan, values: Option<&RecordBatch>) -> Result<Bo
         return insert_all(insert, &parameters, values).map(Bound::Together);
     }
     Ok(Bound::RowByRow { plan, values: values.clone() })
+}
+
+/// Refuses more or fewer values than there are parameters.
+pub(super) fn check_count(parameters: &Schema, values: Option<&RecordBatch>) -> Result<()> {
+    let (wanted, given) = (parameters.fields().len(), values.map_or(0, RecordBatch::num_columns));
+    if given == wanted {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "the statement has {wanted} parameter{}, and {given} {} given",
+        if wanted == 1 { "" } else { "s" },
+        if given == 1 { "is" } else { "are" },
+    )))
 }
 
 /// One INSERT of the rows of all executions: all of them or none, in one write.

@@ -151,7 +151,7 @@ impl Session {
             }
         }
         for name in system::TABLES {
-            if let Some(table) = system::table(name, &[])? {
+            if let Some(table) = system::table(name, &[], None)? {
                 tables.push(TableEntry {
                     schema: system::SCHEMA.to_owned(),
                     name: name.to_owned(),

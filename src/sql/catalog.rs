@@ -16,6 +16,7 @@ use crate::error::Result;
 use crate::ingest::Ingest;
 use crate::model::TableName;
 use crate::offline::{IcebergTable, OfflineStore, inspect};
+use crate::online::OnlineStore;
 use crate::registry::{DEFAULT_SCHEMA, Listing, Object, Registry};
 
 /// Suffix of a feature group's history table, and of a plain table's log of snapshots.
@@ -29,14 +30,20 @@ pub(super) struct SessionCatalog {
     registry: Arc<Registry>,
     offline: Arc<OfflineStore>,
     ingest: Arc<Ingest>,
+    online: Arc<dyn OnlineStore>,
     listing: RwLock<Arc<Listing>>,
     pub(super) temp: TempObjects,
 }
 
 impl SessionCatalog {
-    pub(super) fn new(registry: Arc<Registry>, offline: Arc<OfflineStore>, ingest: Arc<Ingest>) -> Self {
+    pub(super) fn new(
+        registry: Arc<Registry>,
+        offline: Arc<OfflineStore>,
+        ingest: Arc<Ingest>,
+        online: Arc<dyn OnlineStore>,
+    ) -> Self {
         let temp = TempObjects::default();
-        Self { registry, offline, ingest, listing: RwLock::default(), temp }
+        Self { registry, offline, ingest, online, listing: RwLock::default(), temp }
     }
 
     /// Looks again at what exists: once for each statement, which then sees one state of the catalog.
@@ -169,7 +176,7 @@ impl SchemaProvider for SystemSchema {
 
     async fn table(&self, name: &str) -> DataFusionResult<Option<Arc<dyn TableProvider>>> {
         let groups = self.0.registry.feature_groups(&self.0.listing()).await;
-        Ok(system::table(name, &groups)?)
+        Ok(system::table(name, &groups, self.0.online.cache_statistics())?)
     }
 
     fn table_exist(&self, name: &str) -> bool {

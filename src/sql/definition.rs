@@ -71,6 +71,7 @@ pub(super) async fn feature_group(
         description: create.comment,
         tags: options.tags,
         online: options.online,
+        schemas: Vec::new(),
     };
     group.validate()?;
     if group.online {

@@ -19,6 +19,7 @@ use datafusion::prelude::SessionConfig;
 
 use super::asof::{self, AsofExtensionPlanner};
 use super::catalog::{Catalog, SessionCatalog};
+use super::compiled::CompiledStatements;
 use super::latest;
 use super::session::Session;
 use super::time_travel;
@@ -60,6 +61,7 @@ pub struct Engine {
     pub(super) ingest: Arc<Ingest>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) runtime: Arc<RuntimeEnv>,
+    pub(super) compiled: CompiledStatements,
 }
 
 /// DataFusion's physical planner, with the operators of [`crate::exec`].
@@ -108,7 +110,8 @@ impl Engine {
             Arc::clone(&runtime),
             Arc::clone(&clock),
         ));
-        Ok(Arc::new(Self { registry, offline, online, ingest, clock, runtime }))
+        let compiled = CompiledStatements::default();
+        Ok(Arc::new(Self { registry, offline, online, ingest, clock, runtime, compiled }))
     }
 
     /// A new session, with no temporary objects.
@@ -117,6 +120,7 @@ impl Engine {
             Arc::clone(&self.registry),
             Arc::clone(&self.offline),
             Arc::clone(&self.ingest),
+            Arc::clone(&self.online),
         ));
         let context = self.context();
         context.register_catalog(CATALOG, Arc::new(Catalog(Arc::clone(&catalog))));

@@ -4,6 +4,7 @@ mod asof;
 mod bind;
 mod bulk;
 mod catalog;
+mod compiled;
 mod ddl;
 mod definition;
 mod engine;

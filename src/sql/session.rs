@@ -89,19 +89,14 @@ impl Session {
 
     /// As [`Self::prepare`], where `values` also tell the types of parameters that the statement leaves open.
     pub async fn prepare_bound(&self, sql: &str, values: Option<&RecordBatch>) -> Result<Prepared> {
+        if let Some(compiled) = self.compiled(sql).await {
+            return Ok(compiled.prepared());
+        }
+        let generation = self.engine.compiled.generation();
         let state = self.state().await?;
         let empty = || Arc::new(Schema::empty());
         Ok(match self.plan(&state, sql).await? {
-            Planned::Query(plan) => Prepared {
-                kind: StatementKind::Query,
-                parameters: bind::parameters(&plan)?,
-                schema: match values {
-                    Some(values) => {
-                        result_schema(&bind::bind(plan, Some(&values.slice(0, values.num_rows().min(1))))?)?
-                    }
-                    None => wire_schema(plan.schema().as_arrow()),
-                },
-            },
+            Planned::Query(plan) => self.prepare_query(sql, plan, values, generation)?,
             Planned::Update(plan) => Prepared {
                 kind: StatementKind::Update,
                 schema: empty(),
@@ -110,6 +105,26 @@ impl Session {
             Planned::CreateFeatureGroup(_) | Planned::DropFeatureGroup { .. } => {
                 Prepared { kind: StatementKind::Update, schema: empty(), parameters: empty() }
             }
+        })
+    }
+
+    fn prepare_query(
+        &self,
+        sql: &str,
+        plan: LogicalPlan,
+        values: Option<&RecordBatch>,
+        generation: u64,
+    ) -> Result<Prepared> {
+        let (kind, parameters) = (StatementKind::Query, bind::parameters(&plan)?);
+        let schema = wire_schema(plan.schema().as_arrow());
+        let prepared = Prepared { kind, schema, parameters };
+        self.engine.compiled.keep(&self.engine, sql, &plan, &prepared, generation)?;
+        Ok(match values {
+            Some(values) => {
+                let bound = bind::bind(plan, Some(&values.slice(0, values.num_rows().min(1))))?;
+                Prepared { schema: result_schema(&bound)?, ..prepared }
+            }
+            None => prepared,
         })
     }
 
@@ -122,10 +137,15 @@ impl Session {
         sql: &str,
         parameters: Option<&RecordBatch>,
     ) -> Result<SendableRecordBatchStream> {
+        if let Some(compiled) = self.compiled(sql).await {
+            return compiled.run(parameters);
+        }
+        let generation = self.engine.compiled.generation();
         let state = self.state().await?;
         let Planned::Query(plan) = self.plan(&state, sql).await? else {
             return Err(Error::invalid("the statement returns no rows: run it as an update"));
         };
+        self.prepare_query(sql, plan.clone(), None, generation)?; // the next time it is ready
         let bound = bind::bind(plan, parameters)?;
         let schema = result_schema(&bound)?;
         if bound.executions() == 1 {
@@ -153,12 +173,27 @@ impl Session {
     /// `Invalid` where the statement is a query or a parameter does not fit. A failed INSERT leaves no row behind.
     pub async fn update(&self, sql: &str, parameters: Option<&RecordBatch>) -> Result<u64> {
         let state = self.state().await?;
-        match self.plan(&state, sql).await? {
+        let planned = self.plan(&state, sql).await?;
+        let rows_only = matches!(planned, Planned::Query(_) | Planned::Update(LogicalPlan::Dml(_)));
+        let done = self.run_planned(&state, planned, parameters).await;
+        if !rows_only {
+            self.engine.compiled.forget();
+        }
+        done
+    }
+
+    async fn run_planned(
+        &self,
+        state: &SessionState,
+        planned: Planned,
+        parameters: Option<&RecordBatch>,
+    ) -> Result<u64> {
+        match planned {
             Planned::Query(_) => {
                 Err(Error::invalid("the statement is a query: run it as one to get its rows"))
             }
             Planned::CreateFeatureGroup(create) => {
-                self.create_feature_group(&state, *create).await.map(|()| 0)
+                self.create_feature_group(state, *create).await.map(|()| 0)
             }
             Planned::DropFeatureGroup { name, if_exists } => {
                 self.drop_feature_group(&name, if_exists).await.map(|()| 0)
@@ -167,7 +202,7 @@ impl Session {
                 let bound = bind::bind(plan, parameters)?;
                 let mut changed = 0;
                 for execution in 0..bound.executions() {
-                    changed += self.run_update(&state, bound.plan(execution)?).await?;
+                    changed += self.run_update(state, bound.plan(execution)?).await?;
                 }
                 Ok(changed)
             }

@@ -1,4 +1,5 @@
-//! What the store says of itself, as rows: `system.feature_groups`, `system.features`, and `DESCRIBE`.
+//! What the store says of itself, as rows: `system.feature_groups`, `system.features`, `system.online_cache`, and
+//! `DESCRIBE`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,20 +13,24 @@ use datafusion::catalog::{MemTable, TableProvider};
 use crate::error::Result;
 use crate::model::{Column, FeatureGroup};
 use crate::offline::OfflineTable;
+use crate::online::CacheStatistics;
 use crate::registry::default_text;
 
 pub(super) const SCHEMA: &str = "system";
-pub(super) const TABLES: [&str; 2] = ["feature_groups", "features"];
+pub(super) const TABLES: [&str; 3] = ["feature_groups", "features", "online_cache"];
 
-/// The system table `name` over the feature groups that exist.
+/// The system table `name` over the feature groups that exist, and what the cache in front of the online store says
+/// of itself, where there is one.
 pub(super) fn table(
     name: &str,
     groups: &[(Arc<FeatureGroup>, OfflineTable)],
+    cache: Option<CacheStatistics>,
 ) -> Result<Option<Arc<dyn TableProvider>>> {
     let groups: Vec<&FeatureGroup> = groups.iter().map(|(group, _)| group.as_ref()).collect();
     let batch = match name {
         "feature_groups" => feature_groups(&groups)?,
         "features" => features(&groups)?,
+        "online_cache" => online_cache(cache)?,
         _ => return Ok(None),
     };
     Ok(Some(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?)))
@@ -65,6 +70,37 @@ fn features(groups: &[&FeatureGroup]) -> Result<RecordBatch> {
         ("data_type", text(&|g, i| Some(g.columns[i].field.data_type().to_string()))),
         ("default", text(&|g, i| g.columns[i].default.as_ref().and_then(default_text))),
         ("description", text(&|g, i| g.columns[i].description.clone())),
+    ];
+    Ok(RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true)))?)
+}
+
+/// One row, or none where there is no cache; counts are of this server since it started, and of keys.
+///
+/// | column | |
+/// |---|---|
+/// | `hits` | answered by the cache, absent ones included |
+/// | `misses` | looked for in the cache and not in it |
+/// | `joined` | misses that waited for a read of the online store already under way |
+/// | `entries` | held now, absent ones included |
+/// | `bytes` | what they weigh; `cache_capacity` bounds it |
+/// | `invalidations` | told by the online store as changed, whoever changed them, held here or not |
+/// | `clears` | how often everything was dropped: a connection lost or made, a store emptied, a group dropped |
+/// | `tracking` | whether the online store tells of changes; while not, every read goes to it. NULL where no other server can make any |
+fn online_cache(cache: Option<CacheStatistics>) -> Result<RecordBatch> {
+    let count = |of: fn(&CacheStatistics) -> u64| -> ArrayRef {
+        Arc::new(Int64Array::from_iter_values(
+            cache.iter().map(|cache| i64::try_from(of(cache)).unwrap_or(i64::MAX)),
+        ))
+    };
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("hits", count(|cache| cache.hits)),
+        ("misses", count(|cache| cache.misses)),
+        ("joined", count(|cache| cache.joined)),
+        ("entries", count(|cache| cache.entries)),
+        ("bytes", count(|cache| cache.bytes)),
+        ("invalidations", count(|cache| cache.invalidations)),
+        ("clears", count(|cache| cache.clears)),
+        ("tracking", Arc::new(BooleanArray::from_iter(cache.iter().map(|cache| cache.tracking)))),
     ];
     Ok(RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true)))?)
 }

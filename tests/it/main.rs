@@ -3,6 +3,7 @@
 
 mod flight;
 mod online;
+mod serving;
 mod shell;
 mod slt;
 mod support;

@@ -72,8 +72,7 @@ impl Answerer {
     /// `Corrupt`, naming the feature group, for bytes that are no entry. An answer without the entity would be
     /// taken for the truth, so a damaged entry fails the look-up until it is written again.
     pub(super) fn answer<'a>(&'a self, entries: &'a [Option<Bytes>], now_us: i64) -> Result<Answer<'a>> {
-        let ttl_us = self.group.ttl.map(|ttl| i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX));
-        let oldest_us = ttl_us.map_or(i64::MIN, |ttl| now_us.saturating_sub(ttl));
+        let oldest_us = before(now_us, self.group.ttl);
         let mut rows = Vec::with_capacity(entries.len());
         let mut statuses = Vec::with_capacity(entries.len());
         for entry in entries {
@@ -109,6 +108,12 @@ impl Answerer {
     }
 }
 
+/// The moment so long before `now_us`; the beginning of time where there is no limit.
+fn before(now_us: i64, limit: Option<Duration>) -> i64 {
+    let limit_us = limit.map(|limit| i64::try_from(limit.as_micros()).unwrap_or(i64::MAX));
+    limit_us.map_or(i64::MIN, |limit| now_us.saturating_sub(limit))
+}
+
 fn retain_present(rows: &mut Vec<Option<StoredRow<'_>>>, statuses: &[Status]) {
     let mut statuses = statuses.iter();
     rows.retain(|_| statuses.next() == Some(&Status::Present));
@@ -128,6 +133,11 @@ impl Answer<'_> {
     /// Rows of the output.
     pub(super) fn len(&self) -> usize {
         self.rows.len()
+    }
+
+    /// Which of the rows asked have a row to use.
+    pub(super) fn present(&self) -> &BooleanArray {
+        &self.present
     }
 
     /// A column of the input, for the rows that stay.

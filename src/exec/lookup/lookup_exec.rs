@@ -1,20 +1,17 @@
 //! The look-up as a physical operator.
 
 use std::any::Any;
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use datafusion::arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::common::stats::Precision;
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Result, Statistics};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::{EquivalenceProperties, Partitioning, PhysicalExpr};
-use datafusion::physical_plan::metrics::{
-    BaselineMetrics, Count, ExecutionPlanMetricsSet, MetricBuilder, MetricsSet, RecordOutput,
-};
+use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, MetricsSet};
 use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
@@ -25,14 +22,11 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use super::answer::{Answerer, Missing, show_ttl};
 use super::columns::LatestColumn;
+use super::level::{Level, LookupMetrics, look_up, parts};
 use super::logical::{LookupRequest, show_keys};
 use crate::clock::Clock;
 use crate::error::Error;
-use crate::model::{EntityKey, encode_keys};
 use crate::online::OnlineStore;
-
-/// Rows looked up at a time: what one read of the store and one answer hold.
-const ROWS_MAX: usize = 8192;
 
 /// One column of the output.
 #[derive(Debug, Clone)]
@@ -83,6 +77,20 @@ impl LookupExec {
         Self { idle_partitions, properties, ..self }
     }
 
+    /// One running partition of it.
+    fn level(&self, partition: usize) -> Result<Level> {
+        Ok(Level {
+            asked: self.keys.clone(),
+            keys: self.keys.clone(),
+            output: self.output.clone(),
+            answerer: Answerer::new(Arc::clone(&self.request.group), self.request.missing)?,
+            request: self.request.clone(),
+            store: Arc::clone(&self.store),
+            schema: Arc::clone(&self.schema),
+            metrics: LookupMetrics::new(&self.metrics, partition),
+        })
+    }
+
     fn with_output(&self, input: Arc<dyn ExecutionPlan>, output: Vec<Output>, schema: SchemaRef) -> Self {
         Self {
             properties: properties(&input, &schema, self.idle_partitions),
@@ -97,6 +105,42 @@ impl LookupExec {
             metrics: ExecutionPlanMetricsSet::new(),
         }
     }
+}
+
+/// Whether the keys of all `levels` (the topmost first) can be told from the input of `below`, on which the lowest of
+/// them stands. If so they are.
+fn keys_are_known_below(levels: &mut [Level], below: &LookupExec) -> Result<bool> {
+    let mut told = Vec::with_capacity(levels.len());
+    for level in levels.iter() {
+        let keys =
+            level.asked.iter().map(|key| over_input(key, below)).collect::<Result<Option<Vec<_>>>>()?;
+        let Some(keys) = keys else { return Ok(false) };
+        told.push(keys);
+    }
+    levels.iter_mut().zip(told).for_each(|(level, keys)| level.asked = keys);
+    Ok(true)
+}
+
+/// The expression over the columns of `lookup` as one over its input's, if it uses nothing that is looked up.
+fn over_input(expr: &Arc<dyn PhysicalExpr>, lookup: &LookupExec) -> Result<Option<Arc<dyn PhysicalExpr>>> {
+    let mut known = true;
+    let told = Arc::clone(expr).transform_down(|part| {
+        let Some(column) = part.as_any().downcast_ref::<Column>() else { return Ok(Transformed::no(part)) };
+        let told = match &lookup.output[column.index()] {
+            Output::Input(expr) => Some(Arc::clone(expr)),
+            Output::Latest(i) => match LatestColumn::at(&lookup.request.group, *i) {
+                // Where nothing is found these show NULL, and others the key as it was asked.
+                LatestColumn::Key(key) if lookup.request.missing != Missing::Null => {
+                    Some(Arc::clone(&lookup.keys[key]))
+                }
+                _ => None,
+            },
+        };
+        known &= told.is_some();
+        // What was put in speaks of the input already.
+        Ok(Transformed::new(told.unwrap_or(part), true, TreeNodeRecursion::Jump))
+    })?;
+    Ok(known.then_some(told.data))
 }
 
 fn properties(input: &Arc<dyn ExecutionPlan>, schema: &SchemaRef, idle: usize) -> Arc<PlanProperties> {
@@ -176,21 +220,25 @@ impl ExecutionPlan for LookupExec {
         if partition >= self.input.output_partitioning().partition_count() {
             return Ok(Box::pin(EmptyRecordBatchStream::new(Arc::clone(&self.schema))));
         }
-        let lookup = Arc::new(Lookup {
-            keys: self.keys.clone(),
-            output: self.output.clone(),
-            answerer: Answerer::new(Arc::clone(&self.request.group), self.request.missing)?,
-            request: self.request.clone(),
-            store: Arc::clone(&self.store),
-            schema: Arc::clone(&self.schema),
-            now_us: self.clock.now_us(),
-            metrics: LookupMetrics::new(&self.metrics, partition),
-        });
-        let batches = self.input.execute(partition, context)?;
+        let now_us = self.clock.now_us();
+        let mut levels = Vec::new();
+        let mut bottom = self;
+        loop {
+            levels.push(bottom.level(partition)?);
+            let Some(below) = bottom.input.as_any().downcast_ref::<Self>() else { break };
+            let runs = partition < below.input.output_partitioning().partition_count();
+            if !runs || !keys_are_known_below(&mut levels, below)? {
+                break;
+            }
+            bottom = below;
+        }
+        levels.reverse();
+        let levels = Arc::new(levels);
+        let batches = bottom.input.execute(partition, context)?;
         let batches = batches.map_ok(|batch| stream::iter(parts(batch)).map(Ok)).try_flatten();
         let answers = batches.and_then(move |batch| {
-            let lookup = Arc::clone(&lookup);
-            async move { Ok(lookup.run(&batch).await?) }
+            let levels = Arc::clone(&levels);
+            async move { Ok(look_up(&levels, batch, now_us).await?) }
         });
         Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), answers)))
     }
@@ -212,91 +260,4 @@ impl ExecutionPlan for LookupExec {
         };
         Ok(statistics)
     }
-}
-
-fn parts(batch: RecordBatch) -> impl Iterator<Item = RecordBatch> {
-    let rows = batch.num_rows();
-    (0..rows).step_by(ROWS_MAX).map(move |start| batch.slice(start, ROWS_MAX.min(rows - start)))
-}
-
-struct LookupMetrics {
-    baseline: BaselineMetrics,
-    cache_hits: Count,
-    cache_misses: Count,
-    store_reads: Count,
-}
-
-impl LookupMetrics {
-    fn new(metrics: &ExecutionPlanMetricsSet, partition: usize) -> Self {
-        let counter = |name: &'static str| MetricBuilder::new(metrics).counter(name, partition);
-        Self {
-            baseline: BaselineMetrics::new(metrics, partition),
-            cache_hits: counter("cache_hits"),
-            cache_misses: counter("cache_misses"),
-            store_reads: counter("store_reads"),
-        }
-    }
-}
-
-/// One running partition.
-struct Lookup {
-    keys: Vec<Arc<dyn PhysicalExpr>>,
-    output: Vec<Output>,
-    answerer: Answerer,
-    request: LookupRequest,
-    store: Arc<dyn OnlineStore>,
-    schema: SchemaRef,
-    now_us: i64,
-    metrics: LookupMetrics,
-}
-
-impl Lookup {
-    async fn run(&self, batch: &RecordBatch) -> crate::error::Result<RecordBatch> {
-        let evaluate = |expr: &Arc<dyn PhysicalExpr>| expr.evaluate(batch)?.into_array(batch.num_rows());
-        let key_columns = self.keys.iter().map(evaluate).collect::<Result<Vec<ArrayRef>>>()?;
-        let (asked, distinct) = distinct_keys(encode_keys(&key_columns)?);
-        let found = self.store.get(&self.request.group, &distinct, self.request.max_staleness).await?;
-
-        let _timer = self.metrics.baseline.elapsed_compute().timer();
-        self.metrics.cache_hits.add(found.cache_hits);
-        self.metrics.cache_misses.add(found.cache_misses);
-        self.metrics.store_reads.add(found.store_reads);
-        let entries: Vec<_> = asked.iter().map(|i| i.and_then(|i| found.entries[i].clone())).collect();
-        let answer = self.answerer.answer(&entries, self.now_us)?;
-        let wanted: Vec<LatestColumn> = self
-            .output
-            .iter()
-            .filter_map(|output| match output {
-                Output::Latest(i) => Some(LatestColumn::at(&self.request.group, *i)),
-                Output::Input(_) => None,
-            })
-            .collect();
-        let mut latest = answer.columns(&wanted, &key_columns)?.into_iter();
-        let mut columns = Vec::with_capacity(self.output.len());
-        for output in &self.output {
-            columns.push(match output {
-                Output::Input(expr) => answer.input(&evaluate(expr)?)?,
-                Output::Latest(_) => {
-                    latest.next().ok_or_else(|| Error::internal("a look-up lost a column"))?
-                }
-            });
-        }
-        let rows = RecordBatchOptions::new().with_row_count(Some(answer.len()));
-        let batch = RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &rows)?;
-        Ok(batch.record_output(&self.metrics.baseline))
-    }
-}
-
-/// Each key once, and for every row asked where its key stands; `None` where the key is NULL.
-fn distinct_keys(keys: Vec<Option<EntityKey>>) -> (Vec<Option<usize>>, Vec<EntityKey>) {
-    let mut places: HashMap<EntityKey, usize> = HashMap::with_capacity(keys.len());
-    let mut distinct = Vec::with_capacity(keys.len());
-    let mut place = |key: EntityKey| {
-        *places.entry(key).or_insert_with_key(|key| {
-            distinct.push(key.clone());
-            distinct.len() - 1
-        })
-    };
-    let asked = keys.into_iter().map(|key| key.map(&mut place)).collect();
-    (asked, distinct)
 }

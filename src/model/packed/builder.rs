@@ -10,6 +10,7 @@ use datafusion::arrow::array::{
 use datafusion::arrow::buffer::{Buffer, OffsetBuffer, ScalarBuffer};
 use datafusion::arrow::datatypes::DataType;
 
+use super::codes::{self, Kind};
 use crate::error::{Error, Result};
 
 /// Grows one column of any type that a row can hold.
@@ -54,11 +55,6 @@ impl ColumnBuilder {
         Self { data_type: data_type.clone(), nulls: NullBufferBuilder::new(rows), values }
     }
 
-    /// Whether the value stands in the tail of a row.
-    pub(super) fn is_variable(&self) -> bool {
-        matches!(self.values, Values::Bytes { .. } | Values::List { .. } | Values::Struct(_))
-    }
-
     pub(super) fn append_null(&mut self) {
         self.nulls.append_null();
         match &mut self.values {
@@ -75,18 +71,38 @@ impl ColumnBuilder {
         }
     }
 
-    /// Appends a value of variable length from its whole share of the tail.
-    pub(super) fn append_tail(&mut self, mut tail: &[u8]) -> Result<()> {
-        if let Values::Bytes { offsets, data } = &mut self.values {
-            append_bytes(offsets, data, tail)?;
-            self.nulls.append_non_null();
+    /// Appends a value as it stands in a row: its code, and the bytes that go with it.
+    ///
+    /// # Errors
+    /// `Corrupt` where they are no value of the column's type.
+    #[inline]
+    pub(super) fn append_stored(&mut self, kind: Kind, code: u8, mut value: &[u8]) -> Result<()> {
+        if code == codes::NULL {
+            self.append_null();
             return Ok(());
         }
-        self.append_body(&mut tail)?;
-        match tail.is_empty() {
-            true => Ok(()),
-            false => Err(Error::corrupt("a value is longer than it says")),
+        match &mut self.values {
+            Values::F64(values) if kind == Kind::Double => values.push(codes::double(code, value)),
+            Values::F64(values) => values.push(codes::float(code, value).into()),
+            Values::I64(values) => values.push(codes::int(value)),
+            Values::Bool(values) => values.append(codes::bool(code)),
+            Values::I32(values) => {
+                let small = i32::try_from(codes::int(value));
+                values.push(small.map_err(|_| Error::corrupt("a number in it is too large for its type"))?);
+            }
+            Values::F32(values) => values.push(codes::float(code, value)),
+            Values::I128(values) => values.push(codes::decimal(value)),
+            Values::Bytes { offsets, data } => append_bytes(offsets, data, value)?,
+            Values::List { .. } | Values::Struct(_) => {
+                self.append_body(&mut value)?;
+                return match value.is_empty() {
+                    true => Ok(()),
+                    false => Err(Error::corrupt("a value is longer than it says")),
+                };
+            }
         }
+        self.nulls.append_non_null();
+        Ok(())
     }
 
     /// Appends the value whose body starts at `input`, and moves `input` behind it.
@@ -196,7 +212,7 @@ fn push_offset(offsets: &mut Vec<i32>, length: usize) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn is_present(present: &[u8], i: usize) -> bool {
+fn is_present(present: &[u8], i: usize) -> bool {
     present[i / 8] >> (i % 8) & 1 == 1
 }
 

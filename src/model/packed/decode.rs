@@ -2,64 +2,83 @@
 
 use datafusion::arrow::array::ArrayRef;
 
-use super::builder::{ColumnBuilder, is_present, take, too_short};
-use super::{FORMAT, HEADER, ORDER, RowLayout};
+use super::builder::{ColumnBuilder, take_slice, too_short};
+use super::codes::take_varint;
+use super::{ORDER, RowLayout, WrittenSchema};
 use crate::error::{Error, Result};
 
-/// The columns of the features `wanted` (positions among the group's features), one value per row; `None` gives NULLs.
+/// The columns of the features `wanted` (positions among the group's features), one value per row; `None` gives NULLs,
+/// and so does a row that was written before a feature was there.
 ///
 /// # Errors
-/// `Corrupt`, saying what is wrong with the row, for bytes that were not written under `layout`. Never panics,
-/// whatever the bytes.
+/// `Corrupt`, saying what is wrong with the row, for bytes that are no row of this layout. Never panics, whatever the
+/// bytes.
 pub(crate) fn decode_features(
     layout: &RowLayout,
     rows: &[Option<&[u8]>],
     wanted: &[usize],
 ) -> Result<Vec<ArrayRef>> {
-    for row in rows.iter().flatten() {
-        check_header(layout, row)?;
-    }
-    let mut columns = Vec::with_capacity(wanted.len());
+    let mut place = vec![None; layout.fields.len()];
+    let mut columns: Vec<ColumnBuilder> = Vec::with_capacity(wanted.len());
     for &feature in wanted {
-        let mut column = ColumnBuilder::new(layout.features[feature].field.data_type(), rows.len());
-        for row in rows {
-            match row {
-                Some(row) if is_present(&row[HEADER..], feature) => {
-                    append_feature(layout, row, feature, &mut column)?;
-                }
-                _ => column.append_null(),
+        if place[feature].is_none() {
+            place[feature] = Some(columns.len());
+            columns.push(ColumnBuilder::new(layout.fields[feature].data_type(), rows.len()));
+        }
+    }
+    let mut plan: Option<Plan<'_>> = None;
+    for row in rows {
+        let Some(row) = row else {
+            columns.iter_mut().for_each(ColumnBuilder::append_null);
+            continue;
+        };
+        let mut rest = row.get(ORDER..).ok_or_else(too_short)?;
+        let id = take_varint(&mut rest)?;
+        let plan = match &mut plan {
+            Some(plan) if plan.schema.id == id => plan,
+            other => other.insert(Plan::new(layout, id, &place)?),
+        };
+        plan.append(rest, &mut columns)?;
+    }
+    let columns = columns.into_iter().map(ColumnBuilder::finish).collect::<Result<Vec<_>>>()?;
+    // Every wanted feature has a place by now.
+    Ok(wanted.iter().filter_map(|&feature| Some(columns[place[feature]?].clone())).collect())
+}
+
+/// Where the values of rows of one schema go.
+struct Plan<'a> {
+    schema: &'a WrittenSchema,
+    /// For each slot its column, where it is wanted.
+    targets: Vec<Option<usize>>,
+    /// Columns that rows of this schema have no value for.
+    absent: Vec<usize>,
+}
+
+impl<'a> Plan<'a> {
+    fn new(layout: &'a RowLayout, id: u32, place: &[Option<usize>]) -> Result<Self> {
+        let schema = layout.schemas.iter().find(|schema| schema.id == id).ok_or_else(|| {
+            Error::corrupt(format!("it was written under schema {id}, which the feature group does not have"))
+        })?;
+        let targets: Vec<Option<usize>> =
+            schema.slots.iter().map(|slot| slot.feature.and_then(|feature| place[feature])).collect();
+        let absent = place.iter().flatten().filter(|column| !targets.contains(&Some(**column)));
+        Ok(Self { schema, absent: absent.copied().collect(), targets })
+    }
+
+    /// Appends a row from its codes on.
+    fn append(&self, mut rest: &[u8], columns: &mut [ColumnBuilder]) -> Result<()> {
+        let codes = take_slice(&mut rest, self.schema.slots.len().div_ceil(2))?;
+        for (i, (slot, target)) in self.schema.slots.iter().zip(&self.targets).enumerate() {
+            let code = codes[i / 2] >> (i % 2 * 4) & 0xf;
+            let value = slot.kind.take(code, &mut rest)?;
+            if let Some(target) = target {
+                columns[*target].append_stored(slot.kind, code, value)?;
             }
         }
-        columns.push(column.finish()?);
+        if !rest.is_empty() {
+            return Err(Error::corrupt("it is longer than it says"));
+        }
+        self.absent.iter().for_each(|column| columns[*column].append_null());
+        Ok(())
     }
-    Ok(columns)
-}
-
-/// After this, every slot of the row can be read.
-fn check_header(layout: &RowLayout, row: &[u8]) -> Result<()> {
-    if row.len() < HEADER {
-        return Err(too_short());
-    }
-    if row[ORDER] != FORMAT {
-        return Err(Error::corrupt(format!("it has format {}, and this version reads {FORMAT}", row[ORDER])));
-    }
-    if row[ORDER + 1..HEADER] != layout.fingerprint.to_le_bytes() {
-        return Err(Error::corrupt("it was written under another set of features"));
-    }
-    if row.len() < layout.tail {
-        return Err(too_short());
-    }
-    Ok(())
-}
-
-fn append_feature(layout: &RowLayout, row: &[u8], feature: usize, column: &mut ColumnBuilder) -> Result<()> {
-    let slot = &layout.features[feature];
-    if !column.is_variable() {
-        return column.append_body(&mut &row[slot.offset..]);
-    }
-    let end_at =
-        |offset: usize| -> Result<usize> { Ok(u32::from_le_bytes(take(&mut &row[offset..])?) as usize) };
-    let start = slot.variable_before.map_or(Ok(0), end_at)?;
-    let value = row[layout.tail..].get(start..end_at(slot.offset)?).ok_or_else(too_short)?;
-    column.append_tail(value)
 }

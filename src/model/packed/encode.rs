@@ -8,7 +8,8 @@ use datafusion::arrow::datatypes::{
     TimestampMicrosecondType,
 };
 
-use super::{FORMAT, HEADER, RowLayout, RowOrder};
+use super::codes::{self, NULL, put_varint};
+use super::{RowLayout, RowOrder};
 use crate::error::{Error, Result};
 
 /// Packs rows of one batch.
@@ -23,15 +24,15 @@ impl<'a> RowEncoder<'a> {
     /// # Errors
     /// `Internal` when a column has another type than its feature.
     pub(crate) fn new(layout: &'a RowLayout, columns: &'a [ArrayRef]) -> Result<Self> {
-        if columns.len() != layout.features.len() {
-            let (got, want) = (columns.len(), layout.features.len());
+        if columns.len() != layout.fields.len() {
+            let (got, want) = (columns.len(), layout.fields.len());
             return Err(Error::internal(format!("a row of {want} features was given {got} columns")));
         }
         let mut sources = Vec::with_capacity(columns.len());
-        for (slot, column) in layout.features.iter().zip(columns) {
-            let (want, got) = (slot.field.data_type(), column.data_type());
+        for (field, column) in layout.fields.iter().zip(columns) {
+            let (want, got) = (field.data_type(), column.data_type());
             if !want.equals_datatype(got) {
-                let name = slot.field.name();
+                let name = field.name();
                 return Err(Error::internal(format!("feature '{name}' is {want} and was given {got}")));
             }
             sources.push((Source::new(column), column));
@@ -44,42 +45,36 @@ impl<'a> RowEncoder<'a> {
     /// # Errors
     /// `Exhausted` when the row would be 4 GiB or longer.
     pub(crate) fn append(&self, row: usize, order: RowOrder, out: &mut Vec<u8>) -> Result<()> {
-        let start = out.len();
         out.extend_from_slice(&order.to_bytes());
-        out.push(FORMAT);
-        out.extend_from_slice(&self.layout.fingerprint.to_le_bytes());
-        out.resize(start + self.layout.tail, 0);
-        for (i, ((source, column), slot)) in self.columns.iter().zip(&self.layout.features).enumerate() {
-            let at = start + slot.offset;
-            if column.is_valid(row) {
-                out[start + HEADER + i / 8] |= 1 << (i % 8);
-                match source {
-                    Source::Bool(array) => out[at] = u8::from(array.value(row)),
-                    Source::I32(values) => put(out, at, &values[row].to_le_bytes()),
-                    Source::I64(values) => put(out, at, &values[row].to_le_bytes()),
-                    Source::F32(values) => put(out, at, &values[row].to_le_bytes()),
-                    Source::F64(values) => put(out, at, &values[row].to_le_bytes()),
-                    Source::I128(values) => put(out, at, &values[row].to_le_bytes()),
-                    Source::Utf8(array) => out.extend_from_slice(array.value(row).as_bytes()),
-                    Source::Binary(array) => out.extend_from_slice(array.value(row)),
-                    Source::Nested => append_bodies(column.as_ref(), row..row + 1, out),
+        put_varint(self.layout.current().id, out);
+        let codes_at = out.len();
+        out.resize(codes_at + self.columns.len().div_ceil(2), 0);
+        for (i, (source, column)) in self.columns.iter().enumerate() {
+            let code = match source {
+                _ if column.is_null(row) => NULL,
+                Source::Bool(array) => codes::put_bool(array.value(row)),
+                Source::I32(values) => codes::put_int(values[row].into(), out),
+                Source::I64(values) => codes::put_int(values[row], out),
+                Source::F32(values) => codes::put_float(values[row], out),
+                Source::F64(values) => codes::put_double(values[row], out),
+                Source::I128(values) => codes::put_decimal(values[row], out),
+                Source::Utf8(array) => {
+                    codes::put_variable(|out| out.extend_from_slice(array.value(row).as_bytes()), out)?
                 }
-            }
-            if source.is_variable() {
-                let end = u32::try_from(out.len() - start - self.layout.tail)
-                    .map_err(|_| Error::exhausted("a row of 4 GiB or more does not fit the online store"))?;
-                put(out, at, &end.to_le_bytes());
-            }
+                Source::Binary(array) => {
+                    codes::put_variable(|out| out.extend_from_slice(array.value(row)), out)?
+                }
+                Source::Nested => {
+                    codes::put_variable(|out| append_bodies(column.as_ref(), row..row + 1, out), out)?
+                }
+            };
+            out[codes_at + i / 2] |= code << (i % 2 * 4);
         }
         Ok(())
     }
 }
 
-fn put(out: &mut [u8], at: usize, bytes: &[u8]) {
-    out[at..at + bytes.len()].copy_from_slice(bytes);
-}
-
-/// A column, seen as what goes into its slot.
+/// A column, seen as what goes into a row.
 enum Source<'a> {
     Bool(&'a BooleanArray),
     I32(&'a [i32]),
@@ -107,10 +102,6 @@ impl<'a> Source<'a> {
             DataType::Binary => Self::Binary(array.as_binary()),
             _ => Self::Nested,
         }
-    }
-
-    fn is_variable(&self) -> bool {
-        matches!(self, Self::Utf8(_) | Self::Binary(_) | Self::Nested)
     }
 }
 

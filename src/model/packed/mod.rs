@@ -1,60 +1,68 @@
 //! What an online store keeps for one entity, byte by byte. All lengths are in bytes.
 //!
 //! An **entry** is the entity's stored rows, newest first: every row dated in the future, and of the others the
-//! newest one (see [`merge`]). Each row has its length before it, big-endian:
+//! newest one (see [`merge`]). Most entities have one row, and then nothing stands between it and the entry's format:
 //!
 //! ```text
-//! entry   [ length u32 | row ] [ length u32 | row ] …
+//! entry   02 | row
+//!         03 | [ length u32, big-endian | row ] [ length | row ] …      two rows or more
 //! ```
 //!
-//! A **row** holds no names: its slots are in the order of the group's features. Its first 24 bytes, compared as
-//! bytes, put the rows of an entity in their total order.
+//! A **row** holds no names, and so little of anything else that an entity of ten features takes some fifty bytes. Its
+//! first 24 bytes, compared as bytes, put the rows of an entity in their total order.
 //!
 //! ```text
 //! at   size
 //!  0    8    event time       µs since 1970 UTC, big-endian, sign bit flipped
-//!  8    8    _ingested_at     the same; NULL is the smallest
+//!  8    8    _ingested_at     the same: when the store learnt the row; NULL is the smallest
 //! 16    8    _sequence        big-endian, sign bit flipped; NULL is the smallest
-//! 24    1    format           1
-//! 25    4    fingerprint      of the features' names and types, little-endian
-//! 29   ⌈n/8⌉ present          bit i (byte i/8, from the low end) is set when feature i is not NULL
-//!  …         slots            one per feature, little-endian, zeros when NULL:
-//!                               BOOLEAN 1; INT, REAL, DATE 4; BIGINT, DOUBLE, TIMESTAMP 8; DECIMAL 16;
-//!                               VARCHAR, BINARY, list, struct 4: where the value ends in the tail, which is
-//!                               where the next one starts
-//!  …         tail             the values of variable length, one after the other
+//! 24   1–5   schema           id of the Iceberg schema that the row was written under; seven bits a byte, lowest first
+//!  …   ⌈n/2⌉ codes            four bits for each of the schema's n features, the first in the low half of a byte
+//!  …         values           one after the other, each of the length that its code says
 //! ```
 //!
-//! In the tail, text and binary are bare. Lists and structs are **bodies**, which read back on their own:
+//! The schema's features are its columns but for the entity key, the event time and the system columns, in the
+//! schema's order. The table's metadata keeps every schema, so a value is read as it was written however many features
+//! were added or dropped since: features meet by Iceberg's field id. A **code** is 0 for NULL, and otherwise:
 //!
 //! ```text
-//! fixed width   as in a slot
+//! BOOLEAN                        1 false, 2 true; no bytes
+//! INT, BIGINT, DATE, TIMESTAMP   1–9: as many bytes less one, zigzag, little-endian
+//! DOUBLE                         1: +0; 2: 8 bytes, little-endian; 3: the same as a REAL, 4 bytes
+//!                                4–7, 8–11, 12–15: 1–4 bytes as of an integer, divided by 1, 100, 10,000
+//! REAL                           as DOUBLE, where 2 is 4 bytes, and there is no 3
+//! DECIMAL                        1–14: as many bytes less one, as of an integer; 15: 16 bytes
+//! VARCHAR, BINARY, list, struct  1–12: as many bytes less one; 13, 14, 15: behind a length of 1, 2, 4 bytes, little-endian
+//! ```
+//!
+//! Text and binary are bare. Lists and structs are **bodies**, which read back on their own:
+//!
+//! ```text
+//! BOOLEAN       1 byte
+//! fixed width   4, 8 or 16 bytes, little-endian
 //! text, binary  [ length u32 ][ bytes ]
 //! list          [ count u32 ][ present ⌈count/8⌉ ][ body of each item that is not NULL ]
 //! struct        [ present ⌈fields/8⌉ ][ body of each field that is not NULL ]
 //! ```
-//!
-//! The fingerprint tells a value that was written under another set of features from a damaged one.
 
 mod builder;
+mod codes;
 mod decode;
 mod encode;
 mod entry;
+pub mod fuzzing;
 
 use datafusion::arrow::datatypes::{DataType, FieldRef, TimeUnit};
 
 pub(crate) use decode::decode_features;
 pub(crate) use encode::RowEncoder;
-pub(crate) use entry::{MAX_FUTURE_ROWS, StoredRow, merge, pick, push_row, select_rows};
+pub(crate) use entry::{MAX_FUTURE_ROWS, StoredRow, merge, pick, put_entry, select_rows};
 
 use crate::error::{Error, Result};
-use crate::model::FeatureGroup;
+use crate::model::{FeatureGroup, FeatureSchema};
+use codes::Kind;
 
-/// The format this code writes, and the only one it reads.
-const FORMAT: u8 = 1;
-/// Event time, `_ingested_at`, `_sequence`, format, fingerprint.
-const HEADER: usize = 29;
-/// The part of the header that orders rows.
+/// The part of a row that orders rows.
 const ORDER: usize = 24;
 
 /// Where a row stands among the rows of its entity: greatest wins.
@@ -88,22 +96,27 @@ impl RowOrder {
     }
 }
 
-/// Where each feature of a group sits in a row.
+/// How the rows of a group are written, and how those are read that were written before its features changed.
 #[derive(Debug, Clone)]
 pub(crate) struct RowLayout {
-    features: Vec<Slot>,
-    fingerprint: u32,
-    /// Where the tail starts, and the length of the shortest row.
-    tail: usize,
+    /// The features as they are now.
+    fields: Vec<FieldRef>,
+    /// The schemas of rows that may be there; the last is the one to write under.
+    schemas: Vec<WrittenSchema>,
+}
+
+/// One schema that rows were written under.
+#[derive(Debug, Clone)]
+struct WrittenSchema {
+    id: u32,
+    slots: Vec<Slot>,
 }
 
 #[derive(Debug, Clone)]
 struct Slot {
-    field: FieldRef,
-    /// From the start of the row.
-    offset: usize,
-    /// The offset of the last slot before it that points into the tail: this one's value starts where that one's ends.
-    variable_before: Option<usize>,
+    kind: Kind,
+    /// Which of the features of now it is; `None` where it was dropped since, or has become what it cannot be read as.
+    feature: Option<usize>,
 }
 
 impl RowLayout {
@@ -123,9 +136,6 @@ impl RowLayout {
         }
         let fields: Vec<FieldRef> =
             group.features().into_iter().map(|i| group.columns[i].field.clone()).collect();
-        let mut offset = HEADER + fields.len().div_ceil(8);
-        let mut variable_before = None;
-        let mut features = Vec::with_capacity(fields.len());
         for field in &fields {
             check_type(field.data_type()).map_err(|data_type| {
                 Error::unsupported(format!(
@@ -135,13 +145,50 @@ impl RowLayout {
                     group.name
                 ))
             })?;
-            features.push(Slot { field: field.clone(), offset, variable_before });
-            if is_variable(field.data_type()) {
-                variable_before = Some(offset);
-            }
-            offset += slot_width(field.data_type());
         }
-        Ok(Self { features, fingerprint: fingerprint(&fields), tail: offset })
+        let now: Vec<(i32, &DataType)> = match group.schemas.last() {
+            Some(current) => current.features.iter().map(|(id, data_type)| (*id, data_type)).collect(),
+            None => (0..).zip(fields.iter().map(|field| field.data_type())).collect(),
+        };
+        let mut schemas: Vec<WrittenSchema> =
+            group.schemas.iter().filter_map(|written| WrittenSchema::new(written, &now)).collect();
+        if schemas.is_empty() {
+            let slots = fields
+                .iter()
+                .enumerate()
+                .map(|(i, f)| Slot { kind: Kind::of(f.data_type()), feature: Some(i) });
+            schemas.push(WrittenSchema { id: 0, slots: slots.collect() });
+        }
+        Ok(Self { fields, schemas })
+    }
+
+    /// The schema to write under.
+    fn current(&self) -> &WrittenSchema {
+        &self.schemas[self.schemas.len() - 1]
+    }
+}
+
+impl WrittenSchema {
+    /// `None` for a schema of which no row can have been written.
+    fn new(written: &FeatureSchema, now: &[(i32, &DataType)]) -> Option<Self> {
+        let slot = |(id, data_type): &(i32, DataType)| {
+            check_type(data_type).ok()?;
+            let feature =
+                now.iter().position(|(now_id, now_type)| now_id == id && reads_as(data_type, now_type));
+            Some(Slot { kind: Kind::of(data_type), feature })
+        };
+        let slots = written.features.iter().map(slot).collect::<Option<Vec<_>>>()?;
+        Some(Self { id: u32::try_from(written.id).ok()?, slots })
+    }
+}
+
+/// Whether a value that was written as one type is a value of the other: the promotions that Iceberg allows.
+fn reads_as(written: &DataType, now: &DataType) -> bool {
+    use DataType::{Decimal128, Float32, Float64, Int32, Int64};
+    match (written, now) {
+        (Int32, Int64) | (Float32, Float64) => true,
+        (Decimal128(from, scale), Decimal128(to, now_scale)) => from <= to && scale == now_scale,
+        _ => written.equals_datatype(now),
     }
 }
 
@@ -156,51 +203,6 @@ fn check_type(data_type: &DataType) -> Result<(), &DataType> {
         List(item) => check_type(item.data_type()),
         Struct(fields) => fields.iter().try_for_each(|f| check_type(f.data_type())),
         other => Err(other),
-    }
-}
-
-fn slot_width(data_type: &DataType) -> usize {
-    use DataType::{Boolean, Decimal128, Float64, Int64, Timestamp};
-    match data_type {
-        Boolean => 1,
-        Int64 | Float64 | Timestamp(_, _) => 8,
-        Decimal128(_, _) => 16,
-        _ => 4,
-    }
-}
-
-/// Whether the value stands in the tail, and the slot says where.
-fn is_variable(data_type: &DataType) -> bool {
-    matches!(data_type, DataType::Utf8 | DataType::Binary | DataType::List(_) | DataType::Struct(_))
-}
-
-/// FNV-1a over names and types: stable across builds and machines, which a `Hasher` of the standard library is not.
-fn fingerprint(fields: &[FieldRef]) -> u32 {
-    let mut hash = 0x811c_9dc5_u32;
-    let mut add = |text: &str| {
-        for byte in text.bytes().chain([0]) {
-            hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-        }
-    };
-    for field in fields {
-        add(field.name());
-        add(&shape(field.data_type()));
-    }
-    hash
-}
-
-/// The type as far as it decides the bytes; item names and nullability do not.
-fn shape(data_type: &DataType) -> String {
-    match data_type {
-        DataType::List(item) => format!("[{}]", shape(item.data_type())),
-        DataType::Struct(fields) => {
-            let fields: Vec<String> =
-                fields.iter().map(|f| format!("{}:{}", f.name(), shape(f.data_type()))).collect();
-            format!("{{{}}}", fields.join(","))
-        }
-        DataType::Timestamp(_, zone) => format!("timestamp{}", if zone.is_some() { "tz" } else { "" }),
-        DataType::Decimal128(precision, scale) => format!("decimal({precision},{scale})"),
-        other => other.to_string(),
     }
 }
 

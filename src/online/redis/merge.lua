@@ -1,66 +1,122 @@
--- Merges rows into an entity's entry, newer wins. The same rules as `merge` in src/model/packed, where the bytes
--- are drawn. Times are compared as unsigned numbers, each in two halves, because a Lua number holds 53 bits and
--- Lua's comparison of strings follows the server's locale.
--- KEYS[1] the entry; ARGV[1] the entry to merge in; ARGV[2] now, as in a row; ARGV[3] how many future rows are kept
+-- Merges rows into entities' entries, newer wins: the same rules as `merge` in src/model/packed, where the bytes are
+-- drawn. Orders are compared as four numbers of six bytes, because a Lua number holds 53 bits and Lua's comparison of
+-- strings follows the server's locale.
+--
+-- KEYS            the entries' keys, which a cluster keeps in one slot
+-- ARGV[1], [2]    now, as in a row; how many future rows an entry keeps
+-- ARGV[3]         1 when entries expire, 0 when they live for ever
+-- ARGV[4] …       for each key the entry to merge in and, when entries expire, the milliseconds that its newest row
+--                 has to live
+-- Returns how many values were replaced because they were no entries.
 
+local unpack_order = struct.unpack
+local now, now_low = unpack_order('>I6I2', ARGV[1])
+-- Of an order's first twelve bytes, six and six, those of a row that is due are below (now, due_below).
+local due_below = (now_low + 1) * 4294967296
+local future_max = tonumber(ARGV[2])
+local expires = ARGV[3] == '1'
+local step = expires and 2 or 1
+
+local function due(a, b)
+  return a < now or (a == now and b < due_below)
+end
+
+-- An entry's rows: { a, b, c, d, the row }, where a to d are its order; nil for bytes that are no entry.
 local function parse(entry)
-  local rows, at, size = {}, 1, #entry
+  local size = #entry
+  local tag = string.byte(entry, 1)
+  if tag == 2 then
+    if size < 25 then return nil end
+    local a, b, c, d = unpack_order('>I6I6I6I6', entry, 2)
+    return {{a, b, c, d, string.sub(entry, 2)}}
+  end
+  if tag ~= 3 or size == 1 then return nil end
+  local rows, at = {}, 2
   while at <= size do
     if at + 27 > size then return nil end
-    local length = struct.unpack('>I4', entry, at)
+    local length = unpack_order('>I4', entry, at)
     if length < 24 or at + 3 + length > size then return nil end
-    local t1, t2, i1, i2, s1, s2 = struct.unpack('>I4I4I4I4I4I4', entry, at + 4)
-    rows[#rows + 1] = {t1, t2, i1, i2, s1, s2, string.sub(entry, at, at + 3 + length)}
+    local a, b, c, d = unpack_order('>I6I6I6I6', entry, at + 4)
+    rows[#rows + 1] = {a, b, c, d, string.sub(entry, at + 4, at + 3 + length)}
     at = at + 4 + length
   end
   return rows
 end
 
--- below 0 when a is older than b, 0 when they are the same row, above 0 when a is newer
-local function compare(a, b)
-  for i = 1, 6 do
-    if a[i] ~= b[i] then return a[i] - b[i] end
+-- below 0 when row x is older than y, 0 when they are the same row, above 0 when x is newer
+local function compare(x, y)
+  for i = 1, 4 do
+    if x[i] ~= y[i] then return x[i] - y[i] end
   end
   return 0
 end
 
-local existing = redis.call('GET', KEYS[1])
-local old = existing and parse(existing)
-if not old or #old == 0 then
-  redis.call('SET', KEYS[1], ARGV[1])
-  return 1
-end
-
-local new = parse(ARGV[1])
-local now1, now2 = struct.unpack('>I4I4', ARGV[2])
-local function due(row)
-  return row[1] < now1 or (row[1] == now1 and row[2] <= now2)
-end
-
-if #old == 1 and #new == 1 and due(old[1]) and due(new[1]) then
-  if compare(new[1], old[1]) < 0 or existing == ARGV[1] then return 0 end
-  redis.call('SET', KEYS[1], ARGV[1])
-  return 1
-end
-
--- Both are newest first; of two rows of the same order the incoming one comes first and stays.
-local kept, i, j, future, last = {}, 1, 1, 0, nil
-while i <= #new or j <= #old do
-  local row
-  if j > #old or (i <= #new and compare(new[i], old[j]) >= 0) then
-    row, i = new[i], i + 1
-  else
-    row, j = old[j], j + 1
+-- The entry of both, each newest first; of two rows of the same order the incoming one comes first and stays.
+local function merge(new, old)
+  local kept, i, j, future, last = {}, 1, 1, 0, nil
+  while i <= #new or j <= #old do
+    local row
+    if j > #old or (i <= #new and compare(new[i], old[j]) >= 0) then
+      row, i = new[i], i + 1
+    else
+      row, j = old[j], j + 1
+    end
+    local same_time = last and row[1] == last[1]
+      and math.floor(row[2] / 4294967296) == math.floor(last[2] / 4294967296)
+    if not same_time then
+      kept[#kept + 1] = row[5]
+      last = row
+      if due(row[1], row[2]) then break end
+      future = future + 1
+    end
   end
-  if not last or row[1] ~= last[1] or row[2] ~= last[2] then
-    kept[#kept + 1] = row[7]
-    last = row
-    if due(row) then break end
-    future = future + 1
+  local first = math.max(1, future - future_max + 1)
+  if first == #kept then return '\2' .. kept[first] end
+  local parts = {'\3'}
+  for k = first, #kept do
+    parts[#parts + 1] = struct.pack('>I4', #kept[k])
+    parts[#parts + 1] = kept[k]
   end
+  return table.concat(parts)
 end
 
-local merged = table.concat(kept, '', math.max(1, future - tonumber(ARGV[3]) + 1))
-if merged == existing then return 0 end
-redis.call('SET', KEYS[1], merged)
-return 1
+-- The key's new entry, or nil when what is there stays; and whether the newest row is an incoming one.
+local function outcome(existing, incoming)
+  if existing == incoming then return nil end
+  if string.byte(existing, 1) == 2 and string.byte(incoming, 1) == 2 and #existing >= 25 then
+    local a, b, c, d = unpack_order('>I6I6I6I6', incoming, 2)
+    local e, f, g, h = unpack_order('>I6I6I6I6', existing, 2)
+    if due(a, b) and due(e, f) then
+      local newer
+      if a ~= e then newer = a > e elseif b ~= f then newer = b > f
+      elseif c ~= g then newer = c > g else newer = d >= h end
+      if newer then return incoming, true end
+      return nil
+    end
+  end
+  local old, new = parse(existing), parse(incoming)
+  if not old then return incoming, true, true end
+  local merged = merge(new, old)
+  if merged == existing then return nil end
+  return merged, compare(new[1], old[1]) >= 0
+end
+
+-- Values of another type come back as absent, and are overwritten like them.
+local stored = redis.call('MGET', unpack(KEYS))
+local replaced, for_ever = 0, {}
+for i = 1, #KEYS do
+  local key, at = KEYS[i], 4 + (i - 1) * step
+  local entry, newest, unreadable = ARGV[at], true, false
+  if stored[i] then entry, newest, unreadable = outcome(stored[i], entry) end
+  if unreadable then replaced = replaced + 1 end
+  if entry and not expires then
+    for_ever[#for_ever + 1] = key
+    for_ever[#for_ever + 1] = entry
+  elseif entry and newest then
+    redis.call('SET', key, entry, 'PX', ARGV[at + 1])
+  elseif entry then
+    redis.call('SET', key, entry, 'KEEPTTL')
+  end
+end
+if #for_ever > 0 then redis.call('MSET', unpack(for_ever)) end
+return replaced

@@ -1,13 +1,18 @@
-//! The store in Redis (7.0 and later) or Valkey, which several servers may share.
-//!
-//! ```text
-//! fletching:{<group's id>}:e:<entity key>   →   entry
-//! fletching:{<group's id>}:snapshot         →   snapshot id in decimal
-//! ```
+//! The store in Redis (7.0 and later) or Valkey, one server or a cluster, which several servers of ours may share.
 //!
 //! A write sends each entity's new rows to a script on the server that merges them into its entry, which makes
-//! newer-wins atomic whoever else writes. Every call ends within the deadline, the connection restores itself, and
-//! since each call may be repeated without harm, one that met a broken connection is tried once more.
+//! newer-wins atomic whoever else writes. An entry expires when its group no longer needs it: twice the TTL after the
+//! event time of its newest row, by our clock. Every call ends within the timeout, with all of its answer or none.
+//!
+//! 1. `keys` names an entity's entry.
+//! 2. `server` turns keys into commands for the one server, or hands them to `cluster`, which finds the node of each.
+//! 3. `node` holds the connection to one server and says what its errors mean.
+
+mod cluster;
+mod keys;
+mod node;
+mod server;
+mod tracking;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -15,208 +20,202 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use ::redis::{Client, Cmd, ConnectionAddr, FromRedisValue, Pipeline, RedisError, RedisResult, Script};
+use ::redis::{Cmd, FromRedisValue, Script, Value};
 use async_trait::async_trait;
 use bytes::Bytes;
 use datafusion::arrow::array::RecordBatch;
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::future::ready;
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use tracing::warn;
 use uuid::Uuid;
 
-use super::entries::entries_of;
+use self::keys::{PREFIX, StoredKeys};
+use self::server::{Answer, Batch, Server};
+use super::changes::Changes;
+use super::entries::{Incoming, PackedEntry};
 use super::{Found, OnlineStore, ScannedEntries};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::model::{EntityKey, FeatureGroup, MAX_FUTURE_ROWS};
 
 const MERGE: &str = include_str!("merge.lua");
-/// Keys per MGET, merges per pipeline, keys per step of a scan: what one call asks of the server at most.
+/// Keys that one call reads, writes or deletes at most.
 const KEYS_PER_CALL_MAX: usize = 1000;
-/// Longest part of an error of Redis that is passed on; a failed pipeline repeats itself for every command.
-const CAUSE_CHARS_MAX: usize = 200;
+/// Entries that one run of the script merges: about a hundred microseconds in which the server hears nobody else.
+const KEYS_PER_SCRIPT_MAX: usize = 32;
+/// Calls of one request in flight: while the server works on some, the next are packed.
+const CALLS_IN_FLIGHT_MAX: usize = 4;
 
 pub(super) struct RedisStore {
-    server: Server,
+    server: Arc<Server>,
+    /// The same by connections of their own, for merges: on one connection a look-up would wait behind all that was sent
+    /// before it.
+    writer: Server,
     merge: Script,
     clock: Arc<dyn Clock>,
 }
 
-/// The connection, and how long a call on it may take.
-#[derive(Clone)]
-struct Server {
-    connection: ConnectionManager,
-    /// Host and port, without credentials.
-    address: String,
-    timeout: Duration,
-}
-
 impl RedisStore {
-    /// Connects on first use. Must be called within a Tokio runtime.
+    /// Connects on first use. Must be used within a Tokio runtime.
     pub(super) fn open(url: &str, timeout: Duration, clock: Arc<dyn Clock>) -> Result<Self> {
-        // The URL may hold a password, so no error repeats it.
-        let client = Client::open(url).map_err(|e| {
-            Error::invalid(
-                "the online store's URL is not one of Redis: write redis://[user:password@]host[:port][/db]",
-            )
-            .with_source(brief(&e))
-        })?;
-        let info = client.get_connection_info();
-        let mut address = match info.addr() {
-            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
-                format!("{host}:{port}")
+        Ok(Self::on(Server::open(url, timeout)?, Server::open(url, timeout)?, clock))
+    }
+
+    /// The same for a cluster of which `seeds` are some nodes, as URLs of single servers.
+    pub(super) fn open_cluster(seeds: &[String], timeout: Duration, clock: Arc<dyn Clock>) -> Result<Self> {
+        let open = || Server::open_cluster(seeds, timeout);
+        Ok(Self::on(open()?, open()?, clock))
+    }
+
+    fn on(server: Server, writer: Server, clock: Arc<dyn Clock>) -> Self {
+        Self { server: Arc::new(server), writer, merge: Script::new(MERGE), clock }
+    }
+
+    /// Merges the entries; returns how many values gave way because they were no entries.
+    async fn merge(&self, group: &FeatureGroup, entries: &[PackedEntry], now_us: i64) -> Result<i64> {
+        let keys = StoredKeys::new(group.id, entries.iter().map(|entry| entry.key.as_bytes()));
+        let now = (now_us ^ i64::MIN).to_be_bytes();
+        let expires = group.online_lifetime().is_some();
+        let command = |some: &[usize]| {
+            let mut command = Cmd::with_capacity(6 + 3 * some.len(), 256 + 256 * some.len());
+            command.arg("EVALSHA").arg(self.merge.get_hash()).arg(some.len());
+            some.iter().for_each(|&i| {
+                command.arg(keys.get(i));
+            });
+            command.arg(now.as_slice()).arg(MAX_FUTURE_ROWS).arg(u8::from(expires));
+            for &i in some {
+                command.arg(entries[i].bytes.as_slice());
+                if expires {
+                    command.arg(entries[i].lives_ms.unwrap_or(i64::MAX));
+                }
             }
-            other => other.to_string(),
+            command
         };
-        if info.redis_settings().db() != 0 {
-            address = format!("{address}/{}", info.redis_settings().db());
-        }
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(timeout))
-            .set_response_timeout(Some(timeout))
-            .set_number_of_retries(0);
-        let connection =
-            ConnectionManager::new_lazy_with_config(client, config).map_err(|e| failed(&address, &e))?;
-        let server = Server { connection, address, timeout };
-        Ok(Self { server, merge: Script::new(MERGE), clock })
+        let batch =
+            Batch { keys: &keys, together_max: KEYS_PER_SCRIPT_MAX, command: &command, script: Some(MERGE) };
+        let answers = self.writer.run(&batch).await?;
+        answers.into_iter().map(|answer| self.read::<i64>(answer.value)).sum()
+    }
+
+    async fn one<T: FromRedisValue>(&self, key: &str, command: Cmd) -> Result<T> {
+        let keys = StoredKeys::of([key.as_bytes()]);
+        let command = |_: &[usize]| command.clone();
+        let batch = Batch { keys: &keys, together_max: 1, command: &command, script: None };
+        let answer = self.server.run(&batch).await?.pop();
+        self.read(answer.map_or(Value::Nil, |answer| answer.value))
+    }
+
+    fn read<T: FromRedisValue>(&self, value: Value) -> Result<T> {
+        T::from_redis_value(value).map_err(|error| odd(&self.server, &error.to_string()))
+    }
+
+    /// Where the applied snapshot is noted: in a cluster on every master, for each may lose its rows on its own, and
+    /// no note must speak for the rows of another.
+    async fn notes(&self, group: Uuid) -> Result<Vec<String>> {
+        let slots = self.server.a_slot_of_each_master().await?;
+        Ok(slots.into_iter().map(|slot| keys::snapshot(group, slot)).collect())
     }
 }
 
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisStore").field("address", &self.server.address).finish_non_exhaustive()
+        f.debug_struct("RedisStore").field("server", &self.server.name()).finish_non_exhaustive()
     }
 }
 
-impl Server {
-    async fn command<T: FromRedisValue>(&self, command: &Cmd) -> Result<T> {
-        self.within_deadline(|mut connection| async move { command.query_async(&mut connection).await }).await
-    }
+fn odd(server: &Server, what: &str) -> Error {
+    Error::unavailable(format!("online store {} gave an answer that is none: {what}", server.name()))
+}
 
-    async fn pipeline(&self, pipeline: &Pipeline) -> Result<()> {
-        self.within_deadline(|mut connection| async move { pipeline.exec_async(&mut connection).await }).await
-    }
-
-    async fn within_deadline<T, F: Future<Output = RedisResult<T>>>(
-        &self,
-        call: impl Fn(ConnectionManager) -> F,
-    ) -> Result<T> {
-        let attempts = async {
-            match call(self.connection.clone()).await {
-                Err(error) if error.is_connection_dropped() => call(self.connection.clone()).await,
-                other => other,
-            }
-        };
-        match tokio::time::timeout(self.timeout, attempts).await {
-            Ok(outcome) => outcome.map_err(|e| failed(&self.address, &e)),
-            Err(_) => Err(Error::unavailable(format!(
-                "online store redis {} did not answer within {:?}",
-                self.address, self.timeout
-            ))),
+async fn read_entries(server: &Server, keys: StoredKeys) -> Result<Vec<Option<Bytes>>> {
+    let command = |some: &[usize]| {
+        let mut command = Cmd::with_capacity(1 + some.len(), 8 + 32 * some.len());
+        command.arg("MGET");
+        some.iter().for_each(|&i| {
+            command.arg(keys.get(i));
+        });
+        command
+    };
+    let batch = Batch { keys: &keys, together_max: KEYS_PER_CALL_MAX, command: &command, script: None };
+    let mut entries = vec![None; keys.len()];
+    let mut answered = 0;
+    for Answer { keys: asked, value } in server.run(&batch).await? {
+        let Value::Array(values) = value else { return Err(odd(server, "MGET without a list")) };
+        if values.len() != asked.len() {
+            return Err(odd(server, &format!("{} values for {} keys", values.len(), asked.len())));
+        }
+        answered += asked.len();
+        for (key, value) in asked.into_iter().zip(values) {
+            entries[key] = match value {
+                Value::BulkString(bytes) => Some(Bytes::from(bytes)),
+                Value::Nil => None,
+                _ => return Err(odd(server, "a value that is no string")),
+            };
         }
     }
-
-    async fn mget(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>> {
-        let mut entries = Vec::with_capacity(keys.len());
-        for part in keys.chunks(KEYS_PER_CALL_MAX) {
-            let mut command = ::redis::cmd("MGET");
-            part.iter().for_each(|key| {
-                command.arg(key);
-            });
-            let mut values: Vec<Option<Bytes>> = self.command(&command).await?;
-            if values.len() != part.len() {
-                let (got, want) = (values.len(), part.len());
-                return Err(Error::unavailable(format!(
-                    "online store redis {} answered {got} of {want} keys",
-                    self.address
-                )));
-            }
-            entries.append(&mut values);
-        }
-        Ok(entries)
+    match answered == keys.len() {
+        true => Ok(entries),
+        false => Err(odd(server, &format!("{answered} of {} keys", keys.len()))),
     }
-
-    /// One step of a scan: some keys below `prefix`, perhaps none or some again, and where to go on, if anywhere.
-    async fn scan_keys(&self, prefix: &str, cursor: u64) -> Result<(Option<u64>, Vec<Vec<u8>>)> {
-        let mut command = ::redis::cmd("SCAN");
-        command.arg(cursor).arg("MATCH").arg(format!("{prefix}*")).arg("COUNT").arg(KEYS_PER_CALL_MAX);
-        let (next, keys): (u64, Vec<Vec<u8>>) = self.command(&command).await?;
-        Ok(((next != 0).then_some(next), keys))
-    }
-}
-
-fn failed(address: &str, error: &RedisError) -> Error {
-    Error::unavailable(format!("online store redis {address} is not available")).with_source(brief(error))
-}
-
-fn brief(error: &RedisError) -> String {
-    error.to_string().chars().take(CAUSE_CHARS_MAX).collect()
-}
-
-fn entries_prefix(group: Uuid) -> String {
-    format!("fletching:{{{group}}}:e:")
-}
-
-fn snapshot_key(group: Uuid) -> String {
-    format!("fletching:{{{group}}}:snapshot")
-}
-
-fn stored_key(prefix: &str, key: &EntityKey) -> Vec<u8> {
-    [prefix.as_bytes(), key.as_bytes()].concat()
 }
 
 #[async_trait]
 impl OnlineStore for RedisStore {
     fn describe(&self) -> String {
-        format!("redis {}", self.server.address)
+        self.server.name().to_owned()
     }
 
     async fn write(&self, group: &Arc<FeatureGroup>, history: &RecordBatch) -> Result<()> {
         let now_us = self.clock.now_us();
-        let now = (now_us ^ i64::MIN).to_be_bytes();
-        let prefix = entries_prefix(group.id);
-        for part in entries_of(group, history, now_us)?.chunks(KEYS_PER_CALL_MAX) {
-            let mut pipeline = Pipeline::with_capacity(part.len() + 1);
-            // The script travels with every pipeline: a server that was restarted or flushed has forgotten it.
-            pipeline.cmd("SCRIPT").arg("LOAD").arg(MERGE).ignore();
-            for (key, entry) in part {
-                pipeline
-                    .cmd("EVALSHA")
-                    .arg(self.merge.get_hash())
-                    .arg(1)
-                    .arg(stored_key(&prefix, key))
-                    .arg(entry.as_ref())
-                    .arg(now.as_slice())
-                    .arg(MAX_FUTURE_ROWS)
-                    .ignore();
-            }
-            self.server.pipeline(&pipeline).await?;
+        let incoming = Incoming::new(group, history, now_us, group.online_lifetime())?;
+        let packed = incoming.parts(KEYS_PER_CALL_MAX).map(|part| incoming.pack(part));
+        let merged =
+            stream::iter(packed).map(|entries| async move { self.merge(group, &entries?, now_us).await });
+        let replaced: i64 =
+            merged.buffer_unordered(CALLS_IN_FLIGHT_MAX).try_fold(0, |sum, one| ready(Ok(sum + one))).await?;
+        if replaced > 0 {
+            let (name, store) = (&group.name, self.server.name());
+            warn!(group = %name, store, replaced, "unreadable online values were replaced");
         }
         Ok(())
     }
 
     async fn applied_snapshot(&self, group: Uuid) -> Result<Option<i64>> {
-        self.server.command(::redis::cmd("GET").arg(snapshot_key(group))).await
+        let mut noted = HashSet::new();
+        for note in self.notes(group).await? {
+            let snapshot: Option<i64> = self.one(&note, ::redis::cmd("GET").arg(&note).to_owned()).await?;
+            noted.insert(snapshot);
+        }
+        // Nodes that disagree have not all kept what was written.
+        Ok(if noted.len() == 1 { noted.into_iter().next().flatten() } else { None })
     }
 
     async fn set_applied_snapshot(&self, group: Uuid, snapshot_id: i64) -> Result<()> {
-        self.server.command(::redis::cmd("SET").arg(snapshot_key(group)).arg(snapshot_id)).await
+        for note in self.notes(group).await? {
+            let command = ::redis::cmd("SET").arg(&note).arg(snapshot_id).to_owned();
+            let _: Value = self.one(&note, command).await?;
+        }
+        Ok(())
     }
 
     async fn drop_group(&self, group: Uuid) -> Result<()> {
-        // The note goes first: it never says that dropped rows are there.
-        let _: i64 = self.server.command(::redis::cmd("DEL").arg(snapshot_key(group))).await?;
-        let prefix = entries_prefix(group);
-        let mut cursor = Some(0);
-        while let Some(at) = cursor {
-            let (next, keys) = self.server.scan_keys(&prefix, at).await?;
-            if !keys.is_empty() {
+        // The notes go first: they never say that dropped rows are there.
+        for note in self.notes(group).await? {
+            let _: i64 = self.one(&note, ::redis::cmd("DEL").arg(&note).to_owned()).await?;
+        }
+        let mut scan = self.server.scan(pattern(group));
+        while let Some(found) = scan.next().await? {
+            let keys = StoredKeys::of(found.iter().map(Vec::as_slice));
+            let command = |some: &[usize]| {
                 let mut command = ::redis::cmd("UNLINK");
-                keys.iter().for_each(|key| {
-                    command.arg(key);
+                some.iter().for_each(|&i| {
+                    command.arg(keys.get(i));
                 });
-                let _: i64 = self.server.command(&command).await?;
-            }
-            cursor = next;
+                command
+            };
+            let batch =
+                Batch { keys: &keys, together_max: KEYS_PER_CALL_MAX, command: &command, script: None };
+            self.server.run(&batch).await?;
         }
         Ok(())
     }
@@ -227,32 +226,41 @@ impl OnlineStore for RedisStore {
         keys: &[EntityKey],
         _max_staleness: Option<Duration>,
     ) -> Result<Found> {
-        let prefix = entries_prefix(group.id);
-        let stored: Vec<Vec<u8>> = keys.iter().map(|key| stored_key(&prefix, key)).collect();
-        let entries = self.server.mget(&stored).await?;
+        let mut reads = Vec::with_capacity(keys.len().div_ceil(KEYS_PER_CALL_MAX));
+        for part in keys.chunks(KEYS_PER_CALL_MAX) {
+            let stored = StoredKeys::new(group.id, part.iter().map(EntityKey::as_bytes));
+            reads.push(read_entries(&self.server, stored));
+        }
+        let entries: Vec<_> = stream::iter(reads).buffered(CALLS_IN_FLIGHT_MAX).try_concat().await?;
         Ok(Found { entries, store_reads: keys.len(), ..Found::default() })
     }
 
     fn scan(&self, group: &Arc<FeatureGroup>) -> BoxStream<'static, Result<ScannedEntries>> {
-        let server = self.server.clone();
-        let start = (Some(0), SeenKeys::default());
-        let prefix = entries_prefix(group.id);
-        stream::try_unfold(start, move |(cursor, mut seen)| {
-            let (server, prefix) = (server.clone(), prefix.clone());
+        let server = Arc::clone(&self.server);
+        let start = (server.scan(pattern(group.id)), SeenKeys::default());
+        stream::try_unfold(start, move |(mut scan, mut seen)| {
+            let server = Arc::clone(&server);
             async move {
-                let Some(cursor) = cursor else { return Ok(None) };
-                let (next, mut keys) = server.scan_keys(&prefix, cursor).await?;
+                let Some(mut keys) = scan.next().await? else { return Ok(None) };
                 keys.retain(|key| seen.insert(key));
-                let entries = server.mget(&keys).await?;
+                let stored = StoredKeys::of(keys.iter().map(Vec::as_slice));
+                let entries = read_entries(&server, stored).await?;
                 let part = keys.into_iter().zip(entries).filter_map(|(key, entry)| {
-                    let key = Bytes::from(key).slice(prefix.len()..);
-                    Some((EntityKey::from_stored(key), entry?))
+                    Some((EntityKey::from_stored(Bytes::from(key).slice(PREFIX..)), entry?))
                 });
-                Ok(Some((part.collect(), (next, seen))))
+                Ok(Some((part.collect(), (scan, seen))))
             }
         })
         .boxed()
     }
+
+    fn changes(&self) -> Option<Changes> {
+        Some(tracking::changes(Arc::clone(&self.server)))
+    }
+}
+
+fn pattern(group: Uuid) -> String {
+    format!("{}*", String::from_utf8_lossy(&keys::prefix(group)))
 }
 
 /// Keys that a scan has given out: SCAN may name a key twice. Sixteen bytes a key stand for it.
@@ -268,3 +276,6 @@ impl SeenKeys {
         self.seen.insert((self.hashers.0.hash_one(key), self.hashers.1.hash_one(key)))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,15 @@
 //! One suite for every store, each with and without the cache; and what only one of them can show.
 
 mod cache;
+mod cache_speed;
+mod cluster;
+mod expiry;
+mod faults;
+mod history;
+pub(super) mod redis_cluster;
 mod redis_server;
 mod suite;
+mod tracking;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +19,7 @@ use datafusion::arrow::datatypes::{DataType, Field, Int64Type, TimeUnit};
 use futures::TryStreamExt;
 use tempfile::TempDir;
 
+use redis_cluster::RedisCluster;
 use redis_server::RedisServer;
 
 use super::*;
@@ -45,9 +53,18 @@ impl Stage {
         Self { redis: Some(redis), ..Self::open(backend, cache).await }
     }
 
+    /// On a cluster that the test keeps.
+    async fn cluster(cluster: &RedisCluster, cache: Option<CacheOptions>) -> Self {
+        Self::open(Backend::RedisCluster { seeds: cluster.urls() }, cache).await
+    }
+
     async fn open(backend: Backend, cache: Option<CacheOptions>) -> Self {
+        Self::open_within(Duration::from_secs(20), backend, cache).await
+    }
+
+    async fn open_within(timeout: Duration, backend: Backend, cache: Option<CacheOptions>) -> Self {
         let clock = Arc::new(ManualClock::new(NOW));
-        let options = OnlineOptions { backend, timeout: Duration::from_secs(20), cache };
+        let options = OnlineOptions { backend, timeout, cache };
         let store = open(options, Arc::clone(&clock) as _).await.unwrap();
         Self { store, clock, group: Arc::new(group(1)), redis: None, _directory: None }
     }
@@ -107,6 +124,7 @@ fn group(id: u128) -> FeatureGroup {
         description: None,
         tags: vec![],
         online: true,
+        schemas: vec![],
     }
 }
 
@@ -157,55 +175,6 @@ async fn the_embedded_store_survives_reopening_and_is_locked_meanwhile() {
     assert_eq!(store.applied_snapshot(group.id).await.unwrap(), Some(42));
     let found = store.get(&group, &keys(&[1]), None).await.unwrap();
     assert_eq!(served(&group, &found.entries, NOW), [Some((10, 7))]);
-}
-
-#[tokio::test]
-async fn a_redis_that_is_down_is_unavailable_and_comes_back_by_itself() {
-    let mut stage = Stage::redis(None).await;
-    stage.write(&[row(1, 10, 1, 0, 7)]).await;
-    let redis = stage.redis.as_mut().unwrap();
-    redis.stop();
-    let error = stage.store.get(&stage.group, &keys(&[1]), None).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert!(error.to_string().contains(&format!("redis 127.0.0.1:{}", redis.port())), "{error}");
-    redis.restart();
-    // The new server is empty and has never seen the script.
-    assert_eq!(stage.served(&[1]).await, [None]);
-    stage.write(&[row(1, 11, 1, 0, 8)]).await;
-    stage.redis.as_mut().unwrap().restart();
-    stage.write(&[row(1, 12, 1, 0, 9)]).await;
-    assert_eq!(stage.served(&[1]).await, [Some((12, 9))]);
-}
-
-#[tokio::test]
-async fn no_error_shows_the_password() {
-    let redis = RedisServer::start(&["--requirepass", "right-secret"]);
-    let clock = Arc::new(ManualClock::new(NOW));
-    let group = Arc::new(group(1));
-    let get = async |url: String| {
-        let store = open(options(Backend::Redis { url }), clock.clone()).await?;
-        assert!(!format!("{store:?}{}", store.describe()).contains("secret"));
-        store.get(&group, &keys(&[1]), None).await
-    };
-    let at = format!("127.0.0.1:{}", redis.port());
-    assert!(get(format!("redis://:right-secret@{at}")).await.is_ok());
-    for url in
-        [format!("redis://:wrong-secret@{at}"), format!("rediss://:secret@{at}"), "http://:secret@x".into()]
-    {
-        let error = get(url).await.unwrap_err();
-        assert!(!format!("{error} {error:?}").contains("secret"), "{error:?}");
-        assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Invalid), "{error}");
-    }
-}
-
-#[tokio::test]
-async fn a_redis_that_hangs_is_given_up_at_the_deadline() {
-    // A listener that accepts and never answers.
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("redis://{}", listener.local_addr().unwrap());
-    let store = open(options(Backend::Redis { url }), Arc::new(ManualClock::new(NOW))).await.unwrap();
-    let error = store.get(&Arc::new(group(1)), &keys(&[1]), None).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unavailable);
 }
 
 /// The script on the server and `merge` are two hands that must write the same.

@@ -9,6 +9,8 @@ pub(crate) struct RedisServer {
     port: u16,
 }
 
+// Each test binary that includes this file uses a part of it.
+#[allow(dead_code)]
 impl RedisServer {
     /// A server that answers.
     ///
@@ -17,7 +19,7 @@ impl RedisServer {
     pub(crate) fn start(arguments: &[&str]) -> Self {
         for _ in 0..10 {
             let port = free_port();
-            if let Some(child) = spawn(port, arguments) {
+            if let Some(child) = spawn(port, arguments, READY) {
                 return Self { child, port };
             }
         }
@@ -34,13 +36,56 @@ impl RedisServer {
 
     /// Kills it and starts an empty one in its place.
     pub(crate) fn restart(&mut self) {
+        self.restart_with(&[]);
+    }
+
+    /// Kills it and starts another one in its place.
+    pub(crate) fn restart_with(&mut self, arguments: &[&str]) {
         self.stop();
-        self.child = spawn(self.port, &[]).expect("the port was free a moment ago");
+        self.child = spawn(self.port, arguments, READY).expect("the port was free a moment ago");
+    }
+
+    /// The same, back before it has loaded what it has on disk.
+    pub(crate) fn restart_loading(&mut self, arguments: &[&str]) {
+        self.stop();
+        self.child =
+            spawn(self.port, arguments, "Server initialized").expect("the port was free a moment ago");
     }
 
     pub(crate) fn stop(&mut self) {
         self.child.kill().expect("it is our child");
         self.child.wait().expect("it is our child");
+    }
+
+    /// Keeps it from running, as an overloaded machine would: connections are taken, and nobody answers.
+    pub(crate) fn pause(&self) {
+        self.signal("STOP");
+    }
+
+    pub(crate) fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().expect("there is a shell").success());
+    }
+
+    /// Asks it something, past everything under test.
+    pub(crate) fn ask(&self, command: &[&str]) -> ::redis::RedisResult<::redis::Value> {
+        self.tell(command.iter().map(|part| part.as_bytes()))
+    }
+
+    pub(crate) fn tell<'a>(
+        &self,
+        command: impl Iterator<Item = &'a [u8]>,
+    ) -> ::redis::RedisResult<::redis::Value> {
+        let mut connection = ::redis::Client::open(self.url())?.get_connection()?;
+        let mut packed = ::redis::Cmd::new();
+        command.for_each(|part| {
+            packed.arg(part);
+        });
+        packed.query(&mut connection)
     }
 }
 
@@ -51,12 +96,14 @@ impl Drop for RedisServer {
     }
 }
 
-fn free_port() -> u16 {
+const READY: &str = "eady to accept connections";
+
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("loopback has a free port").port()
 }
 
-/// `None` when it ended before it was ready, as it does when somebody else took the port.
-fn spawn(port: u16, arguments: &[&str]) -> Option<Child> {
+/// `None` when it ended before it said `ready`, as it does when somebody else took the port.
+fn spawn(port: u16, arguments: &[&str], ready: &str) -> Option<Child> {
     let mut child = Command::new("redis-server")
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
         .args(arguments)
@@ -65,8 +112,8 @@ fn spawn(port: u16, arguments: &[&str]) -> Option<Child> {
         .spawn()
         .expect("redis-server is needed to run these tests: apt-get install redis-server");
     let mut lines = BufReader::new(child.stdout.take().expect("it was asked for")).lines();
-    let ready = lines.by_ref().map_while(Result::ok).any(|line| line.contains("eady to accept connections"));
-    if !ready {
+    let is_ready = lines.by_ref().map_while(Result::ok).any(|line| line.contains(ready));
+    if !is_ready {
         let _ = child.wait();
         return None;
     }

@@ -122,6 +122,18 @@ async fn a_batch_of_another_schema_is_refused(stage: Stage) {
 
 macro_rules! every_store {
     ($($test:ident),* $(,)?) => {
+        /// One cluster for all: it takes seconds to come up.
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn on_a_cluster() {
+            let cluster = RedisCluster::start(3, 0, &[]);
+            for cache in [None, Some(CACHE)] {
+                $(
+                    eprintln!("{}, cached: {}", stringify!($test), cache.is_some());
+                    cluster.flush();
+                    $test(Stage::cluster(&cluster, cache).await).await;
+                )*
+            }
+        }
         every_store!(embedded, Stage::embedded(None), $($test),*);
         every_store!(redis, Stage::redis(None), $($test),*);
         every_store!(embedded_cached, Stage::embedded(Some(CACHE)), $($test),*);

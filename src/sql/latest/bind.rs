@@ -72,8 +72,9 @@ fn bind_lookup(node: &LookupNode, parameters: &RecordBatch) -> Result<Option<Log
     Ok(Some(LogicalPlan::Extension(Extension { node: Arc::new(node) })))
 }
 
-/// For each row of `parameters`, each row of `values` with its placeholders filled in.
-fn bound_keys(
+/// For each row of `parameters`, each row of `values` with its placeholders filled in; `None` where a part of a key is
+/// neither placeholder nor literal.
+pub(super) fn bound_keys(
     group: &FeatureGroup,
     values: &Values,
     parameters: &RecordBatch,

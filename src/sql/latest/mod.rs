@@ -6,10 +6,12 @@
 //!    [`LatestTable`], which becomes a look-up where a filter names the keys.
 //! 3. `join` turns a join with such a scan on exactly the entity key into a look-up over the other side.
 //! 4. `bind` puts a whole batch of bound keys into the plan of a prepared look-up, so n keys are one read.
+//! 5. `compiled` keeps a statement that is nothing but a look-up ready, so that running it again needs none of the above.
 //!
 //! [`install`] adds 2 and 3 to a session.
 
 mod bind;
+mod compiled;
 mod join;
 mod keys;
 mod planner;
@@ -24,6 +26,7 @@ use crate::clock::Clock;
 use crate::online::OnlineStore;
 
 pub(crate) use bind::bind_latest_rows;
+pub(crate) use compiled::CompiledLatest;
 pub(crate) use rewrite::rewrite_statement;
 
 /// Adds the relation planner and the rule to a session. The session's query planner must also know

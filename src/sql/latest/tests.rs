@@ -158,6 +158,7 @@ fn group(name: &str, columns: Vec<Column>, entity_key: Vec<usize>, ttl_us: Optio
         description: None,
         tags: vec![],
         online: true,
+        schemas: vec![],
     }
 }
 

@@ -141,6 +141,7 @@ impl Group {
             description: None,
             tags: Vec::new(),
             online: false,
+            schemas: vec![],
         };
         Arc::new(FeatureGroupTable::new(Arc::new(definition), history))
     }

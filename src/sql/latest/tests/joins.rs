@@ -1,4 +1,8 @@
+use futures::stream::BoxStream;
+
 use super::*;
+use crate::model::EntityKey;
+use crate::online::{Found, ScannedEntries};
 
 /// Requests for known, unknown, stale, repeated and NULL users, in several batches and partitions.
 async fn with_requests() -> Stage {
@@ -96,4 +100,91 @@ async fn a_stale_cache_can_be_ruled_out_in_a_join() {
     let sql =
         "SELECT f.amount FROM requests e JOIN LATEST(purchases, max_staleness => '0s') f USING (user_id)";
     assert!(stage.explain(sql).await.contains("max_staleness=0s"));
+}
+
+/// A store that answers nobody before two ask at the same time.
+#[derive(Debug)]
+struct InPairs {
+    store: Arc<dyn OnlineStore>,
+    both: tokio::sync::Barrier,
+}
+
+#[async_trait]
+impl OnlineStore for InPairs {
+    fn describe(&self) -> String {
+        self.store.describe()
+    }
+
+    async fn write(&self, group: &Arc<FeatureGroup>, history: &RecordBatch) -> Result<()> {
+        self.store.write(group, history).await
+    }
+
+    async fn applied_snapshot(&self, group: Uuid) -> Result<Option<i64>> {
+        self.store.applied_snapshot(group).await
+    }
+
+    async fn set_applied_snapshot(&self, group: Uuid, snapshot_id: i64) -> Result<()> {
+        self.store.set_applied_snapshot(group, snapshot_id).await
+    }
+
+    async fn drop_group(&self, group: Uuid) -> Result<()> {
+        self.store.drop_group(group).await
+    }
+
+    async fn get(
+        &self,
+        group: &Arc<FeatureGroup>,
+        keys: &[EntityKey],
+        max_staleness: Option<Duration>,
+    ) -> Result<Found> {
+        tokio::time::timeout(Duration::from_secs(60), self.both.wait()).await.expect("the other asks too");
+        self.store.get(group, keys, max_staleness).await
+    }
+
+    fn scan(&self, group: &Arc<FeatureGroup>) -> BoxStream<'static, Result<ScannedEntries>> {
+        self.store.scan(group)
+    }
+}
+
+#[tokio::test]
+async fn groups_in_one_query_are_read_in_one_go() {
+    let stage = with_requests().await;
+    let other =
+        FeatureGroup { id: Uuid::new_v4(), name: TableName::new("public", "other"), ..purchases(None) };
+    stage
+        .define(
+            other,
+            vec![purchase_rows(&[(1, 7, Some(70), "a"), (2, 8, Some(80), "b"), (9, 9, Some(90), "c")])],
+        )
+        .await;
+    let store = InPairs { store: Arc::clone(&stage.store), both: tokio::sync::Barrier::new(2) };
+    let (store, clock): (Arc<dyn OnlineStore>, Arc<dyn Clock>) =
+        (Arc::new(store), Arc::clone(&stage.clock) as _);
+    let cases = [
+        (
+            "SELECT e.name, a.amount, b.amount FROM requests e JOIN LATEST(purchases) a USING (user_id) \
+             JOIN LATEST(other) b ON e.user_id = b.user_id ORDER BY 1",
+            vec!["n1|10|70", "n1|10|70", "n1|10|70", "n2||80"],
+        ),
+        (
+            "SELECT e.name, a.amount, b.amount FROM requests e LEFT JOIN LATEST(purchases) a USING (user_id) \
+             LEFT JOIN LATEST(other) b ON e.user_id = b.user_id WHERE e.user_id IN (2, 9) ORDER BY 1",
+            vec!["n2||80", "n9||90"],
+        ),
+        (
+            "SELECT a.user_id, a.amount, b.amount FROM LATEST(purchases, 2, 9, 1) a JOIN LATEST(other) b USING (user_id)",
+            vec!["2||80", "9|0|90", "1|10|70"],
+        ),
+    ];
+    for (sql, expected) in cases {
+        let planner = Planner(Arc::clone(&store), Arc::clone(&clock));
+        let state = SessionStateBuilder::new_from_existing(stage.context.state())
+            .with_query_planner(Arc::new(planner));
+        let context = SessionContext::new_with_state(state.build());
+        let plan = stage.plan(sql).await.unwrap();
+        // One partition: pairs of partitions would do for pairs of groups.
+        context.state_ref().write().config_mut().options_mut().execution.target_partitions = 1;
+        let rows = context.execute_logical_plan(plan).await.unwrap().collect().await.unwrap();
+        assert_eq!(lines(&rows), expected, "{sql}");
+    }
 }

@@ -1,0 +1,237 @@
+//! Feature vectors over the wire in one round trip, and as a stream.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Float64Type, Int64Type, Schema};
+use arrow_flight::decode::DecodedPayload;
+use arrow_flight::decode::FlightDataDecoder;
+use arrow_flight::encode::FlightDataEncoderBuilder;
+use arrow_flight::error::FlightError;
+use arrow_flight::flight_service_client::FlightServiceClient;
+use arrow_flight::{FlightData, FlightDescriptor, Ticket};
+use fletching::Server;
+use fletching::clock::ManualClock;
+use futures::{TryStreamExt, stream};
+use tempfile::TempDir;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::support::{START_US, connect, start_server};
+
+const GROUP: &str = "CREATE FEATURE GROUP activity (user_id BIGINT, at TIMESTAMP, clicks BIGINT DEFAULT 0, spend DOUBLE, \
+                     ENTITY KEY (user_id), EVENT TIME (at)) WITH (ttl = '30 days')";
+const LATEST: &str = "SELECT user_id, clicks, spend, _status FROM LATEST(activity, ?)";
+
+struct Stage {
+    server: Server,
+    clock: Arc<ManualClock>,
+    _data: TempDir,
+}
+
+impl Stage {
+    /// Users 0 to 99 with as many clicks each.
+    async fn open() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::new(START_US));
+        let server = start_server(data.path(), clock.clone()).await.unwrap();
+        let stage = Self { server, clock, _data: data };
+        stage.update(GROUP).await;
+        let rows: Vec<String> =
+            (0..100).map(|u| format!("({u}, TIMESTAMP '2026-01-30', {u}, {u}.25)")).collect();
+        stage.update(&format!("INSERT INTO activity VALUES {}", rows.join(", "))).await;
+        stage
+    }
+
+    async fn update(&self, sql: &str) {
+        self.server.engine().session().update(sql, None).await.unwrap();
+    }
+
+    async fn client(&self) -> FlightServiceClient<Channel> {
+        connect(&self.server).await.into_inner()
+    }
+
+    async fn get(&self, ticket: &str) -> Result<Vec<RecordBatch>, Status> {
+        let messages = self.client().await.do_get(Ticket::new(ticket.to_owned())).await?.into_inner();
+        let messages = messages.map_err(FlightError::from);
+        let batches = arrow_flight::decode::FlightRecordBatchStream::new_from_flight_data(messages);
+        batches.try_collect().await.map_err(status)
+    }
+}
+
+fn status(error: FlightError) -> Status {
+    match error {
+        FlightError::Tonic(status) => *status,
+        other => panic!("not a status: {other}"),
+    }
+}
+
+fn ticket(query: &str, parameters: &str) -> String {
+    format!(r#"{{"query": {query:?}, "parameters": {parameters}}}"#)
+}
+
+fn column(batches: &[RecordBatch], name: &str) -> Vec<Option<i64>> {
+    let column =
+        |batch: &RecordBatch| batch.column_by_name(name).unwrap().as_primitive::<Int64Type>().clone();
+    batches.iter().flat_map(|batch| column(batch).iter().collect::<Vec<_>>()).collect()
+}
+
+fn statuses(batches: &[RecordBatch]) -> Vec<String> {
+    let column = |batch: &RecordBatch| batch.column_by_name("_status").unwrap().as_string::<i32>().clone();
+    batches.iter().flat_map(|b| column(b).iter().map(|s| s.unwrap().to_owned()).collect::<Vec<_>>()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_round_trip_answers_keys_in_their_order() {
+    let stage = Stage::open().await;
+    for _ in 0..2 {
+        let answer = stage.get(&ticket(LATEST, "[7, null, 500, 3, 7]")).await.unwrap();
+        assert_eq!(column(&answer, "user_id"), [Some(7), None, Some(500), Some(3), Some(7)]);
+        assert_eq!(column(&answer, "clicks"), [Some(7), Some(0), Some(0), Some(3), Some(7)]);
+        assert_eq!(statuses(&answer), ["PRESENT", "NOT_FOUND", "NOT_FOUND", "PRESENT", "PRESENT"]);
+        assert!(stage.get(&ticket(LATEST, "[]")).await.unwrap().is_empty());
+    }
+    let spend = stage.get(&ticket("SELECT spend s FROM LATEST(activity, ?, 5)", "[[4], [6]]")).await.unwrap();
+    assert_eq!(spend[0].column(0).as_primitive::<Float64Type>().values(), &[4.25, 5.25, 6.25, 5.25]);
+    // Any query will do, with parameters or without.
+    let count = r#"{"query": "SELECT count(*) n FROM activity"}"#;
+    assert_eq!(column(&stage.get(count).await.unwrap(), "n"), [Some(100)]);
+    let above = ticket("SELECT count(*) n FROM activity WHERE clicks >= ? AND clicks < ?", "[[10, 20]]");
+    assert_eq!(column(&stage.get(&above).await.unwrap(), "n"), [Some(10)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_ticket_cannot_do_is_the_callers_mistake() {
+    let stage = Stage::open().await;
+    for (ticket, expected) in [
+        (ticket(LATEST, r#"["a"]"#), "is Utf8, and 'user_id' is Int64"),
+        (ticket(LATEST, "[1.5]"), "does not fit 'user_id'"),
+        (ticket(LATEST, "[[1, 2]]"), "has 1 parameter, and 2 are given"),
+        (format!(r#"{{"query": {LATEST:?}}}"#), "none is bound"),
+        (ticket("INSERT INTO activity VALUES (?, now(), 1, 1)", "[1]"), "through DoPut"),
+        (ticket("SELECT * FROM LATEST(nobody, ?)", "[1]"), "does not exist"),
+        ("{".to_owned(), "is not understood"),
+    ] {
+        let error = stage.get(&ticket).await.unwrap_err();
+        assert!(matches!(error.code(), Code::InvalidArgument | Code::NotFound), "{ticket}: {error}");
+        assert!(error.message().contains(expected), "{ticket}: {error}");
+    }
+    assert_eq!(
+        column(&stage.get(r#"{"query": "SELECT count(*) n FROM activity"}"#).await.unwrap(), "n"),
+        [Some(100)]
+    );
+}
+
+/// What is kept ready follows what it was made of: definitions, temporary tables, and the clock.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_that_is_kept_ready_means_what_it_would_mean_now() {
+    let stage = Stage::open().await;
+    let seven = ticket(LATEST, "[7]");
+    assert_eq!(statuses(&stage.get(&seven).await.unwrap()), ["PRESENT"]);
+    stage.clock.advance(31 * 86_400_000_000);
+    assert_eq!(statuses(&stage.get(&seven).await.unwrap()), ["OUTSIDE_MAX_AGE"]);
+    stage.update("DROP FEATURE GROUP activity").await;
+    assert_eq!(stage.get(&seven).await.unwrap_err().code(), Code::NotFound);
+    stage.update(&GROUP.replace("DEFAULT 0", "DEFAULT 9").replace("BIGINT, at", "VARCHAR, at")).await;
+    let error = stage.get(&seven).await.unwrap_err();
+    assert!(error.message().contains("'user_id' is Utf8"), "{error}");
+    assert_eq!(column(&stage.get(&ticket(LATEST, r#"["7"]"#)).await.unwrap(), "clicks"), [Some(9)]);
+    // A session that hides the group behind a table of its own.
+    let session = stage.server.engine().session();
+    session.update("CREATE TEMP TABLE activity (user_id VARCHAR)", None).await.unwrap();
+    let keys =
+        RecordBatch::try_from_iter([("k", Arc::new(StringArray::from(vec!["7"])) as ArrayRef)]).unwrap();
+    let error =
+        session.query(LATEST, Some(&keys)).await.err().expect("a temporary table is no feature group");
+    assert!(error.to_string().contains("is not a feature group"), "{error}");
+}
+
+/// Batches of users and their metadata, as a client sends them.
+fn questions(query: &str, batches: Vec<(Vec<i64>, &str)>) -> Vec<FlightData> {
+    let schema = Arc::new(Schema::new(vec![Field::new("user_id", DataType::Int64, true)]));
+    let (users, metadata): (Vec<_>, Vec<String>) =
+        batches.into_iter().map(|(users, metadata)| (users, metadata.to_owned())).unzip();
+    let rows: Vec<_> = users
+        .into_iter()
+        .map(|users| {
+            Ok(RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(Int64Array::from(users))]).unwrap())
+        })
+        .collect();
+    let descriptor = FlightDescriptor::new_cmd(format!(r#"{{"query": {query:?}}}"#));
+    let encoder =
+        FlightDataEncoderBuilder::new().with_schema(schema).with_flight_descriptor(Some(descriptor));
+    let messages: Vec<_> =
+        futures::executor::block_on(encoder.build(stream::iter(rows)).try_collect()).unwrap();
+    let mut metadata = std::iter::once(String::new()).chain(metadata);
+    let with = |message: FlightData| message.with_app_metadata(metadata.next().unwrap_or_default());
+    messages.into_iter().map(with).collect()
+}
+
+/// Users, metadata and clicks of every batch that comes back.
+async fn exchange(
+    stage: &Stage,
+    messages: Vec<FlightData>,
+) -> Result<Vec<(String, Vec<Option<i64>>)>, Status> {
+    let answers = stage.client().await.do_exchange(stream::iter(messages)).await?.into_inner();
+    let decoded = FlightDataDecoder::new(answers.map_err(FlightError::from));
+    let batches = decoded.try_filter_map(|message| async move {
+        Ok(match message.payload {
+            DecodedPayload::RecordBatch(batch) => {
+                let metadata = String::from_utf8(message.inner.app_metadata.to_vec()).unwrap();
+                Some((metadata, column(&[batch], "clicks")))
+            }
+            _ => None,
+        })
+    });
+    batches.try_collect().await.map_err(status)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_questions_is_answered_in_order() {
+    let stage = Stage::open().await;
+    let batches = vec![(vec![5, 6], "a"), (vec![], "empty"), (vec![500, 7], "b")];
+    let answers = exchange(&stage, questions(LATEST, batches)).await.unwrap();
+    let expected = [("a", vec![Some(5), Some(6)]), ("empty", vec![]), ("b", vec![Some(0), Some(7)])];
+    assert_eq!(answers, expected.map(|(m, c)| (m.to_owned(), c)));
+    let many: Vec<_> = (0..2000).map(|i| (vec![i % 100], "")).collect();
+    let answers = exchange(&stage, questions(LATEST, many)).await.unwrap();
+    assert_eq!(answers.len(), 2000);
+    assert!(answers.iter().zip(0..).all(|((_, clicks), i)| clicks == &[Some(i % 100)]));
+    // A query that needs planning, too; and no question at all.
+    let sum = "SELECT sum(clicks) clicks FROM activity WHERE user_id < ?";
+    let answers = exchange(&stage, questions(sum, vec![(vec![3], "x"), (vec![2], "y")])).await.unwrap();
+    assert_eq!(answers, [("x".to_owned(), vec![Some(3)]), ("y".to_owned(), vec![Some(1)])]);
+    assert!(exchange(&stage, questions(LATEST, vec![])).await.unwrap().is_empty());
+    // A question of more rows than one message may answer.
+    let wide = exchange(&stage, questions(LATEST, vec![((0..200_000).map(|i| i % 100).collect(), "w")]))
+        .await
+        .unwrap();
+    assert!(wide.len() > 1 && wide.iter().all(|(metadata, _)| metadata == "w"));
+    let clicks: Vec<Option<i64>> = wide.into_iter().flat_map(|(_, clicks)| clicks).collect();
+    assert!(clicks.len() == 200_000 && clicks.iter().zip(0..).all(|(c, i)| *c == Some(i % 100)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exchange_ends_with_the_first_mistake() {
+    let stage = Stage::open().await;
+    let asked = |query: &str| questions(query, vec![(vec![1], "")]);
+    let mut no_descriptor = asked(LATEST);
+    no_descriptor[0].flight_descriptor = None;
+    let mut with_parameters = asked(LATEST);
+    with_parameters[0].flight_descriptor = Some(FlightDescriptor::new_cmd(ticket(LATEST, "[1]")));
+    let mut broken = asked(LATEST);
+    broken[1].data_header = broken[1].data_header.slice(..20);
+    for (messages, expected) in [
+        (no_descriptor, "must carry a descriptor"),
+        (with_parameters, "are the batches that follow"),
+        (asked("INSERT INTO activity VALUES (?, now(), 1, 1)"), "through DoPut"),
+        (asked("SELECT * FROM LATEST(activity, ?, ?)"), "has 2 parameters"),
+        (asked("SELECT ? AS x"), "CAST the placeholders"),
+        (vec![], "ended before its first message"),
+        (broken, "is not an Arrow stream"),
+    ] {
+        let error = exchange(&stage, messages).await.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+        assert!(error.message().contains(expected), "{expected}: {error}");
+    }
+}
