@@ -12,7 +12,9 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanArray, Float64Array, Int64Array, NullArray, RecordBatch, StringArray};
+use arrow::array::{
+    ArrayRef, BooleanArray, Float64Array, Int64Array, NullArray, RecordBatch, StringArray, UInt64Array,
+};
 use arrow::datatypes::Schema;
 use serde::Deserialize;
 use serde_json::Value;
@@ -21,6 +23,12 @@ use crate::error::{Error, Result};
 
 /// How a request of one's own looks, for the errors.
 const FORM: &str = r#"write {"query": "SELECT …", "parameters": [[…], …]}"#;
+
+/// What is parsed takes many times the memory of its text.
+const REQUEST_BYTES_MAX: usize = 4 << 20;
+
+/// Whole numbers beyond this are not all kept by a double.
+const EXACT_MAX: u64 = 1 << f64::MANTISSA_DIGITS;
 
 /// A query, and what is bound to its placeholders.
 #[derive(Debug, Deserialize)]
@@ -38,12 +46,24 @@ impl Direct {
     }
 
     pub(super) fn parse(bytes: &[u8]) -> Result<Self> {
+        if bytes.len() > REQUEST_BYTES_MAX {
+            return Err(Error::exhausted(format!(
+                "the request takes {} bytes and may take {REQUEST_BYTES_MAX}: ask for fewer rows at a time, or use \
+                 DoExchange",
+                bytes.len()
+            )));
+        }
         serde_json::from_slice(bytes)
             .map_err(|error| Error::invalid(format!("the request is not understood: {error}; {FORM}")))
     }
 
     pub(super) fn has_parameters(&self) -> bool {
         self.parameters.is_some()
+    }
+
+    /// Whether the columns of [`Self::values`] can only be told by the statement.
+    pub(super) fn is_without_rows(&self) -> bool {
+        self.parameters.as_ref().is_some_and(Vec::is_empty)
     }
 
     /// The values as one batch, a row per execution and a column per placeholder. `declared` are the parameters of the
@@ -99,7 +119,10 @@ fn column<'a>(
         Some(Value::Number(_)) if all(Value::is_i64) => {
             Arc::new(values.map(Value::as_i64).collect::<Int64Array>())
         }
-        Some(Value::Number(_)) if all(Value::is_number) => {
+        Some(Value::Number(_)) if all(Value::is_u64) => {
+            Arc::new(values.map(Value::as_u64).collect::<UInt64Array>())
+        }
+        Some(Value::Number(_)) if all(is_exact_as_double) => {
             Arc::new(values.map(Value::as_f64).collect::<Float64Array>())
         }
         Some(Value::String(_)) if all(Value::is_string) => {
@@ -111,6 +134,12 @@ fn column<'a>(
         Some(Value::Array(_) | Value::Object(_)) => return Err("a list or an object".into()),
         Some(other) => return Err(other.to_string().into()),
     })
+}
+
+/// Whether it is a number that no double changes.
+fn is_exact_as_double(value: &Value) -> bool {
+    let whole = value.as_i64().map(i64::unsigned_abs).or(value.as_u64());
+    value.is_number() && whole.is_none_or(|whole| whole <= EXACT_MAX)
 }
 
 #[cfg(test)]
@@ -144,6 +173,10 @@ mod tests {
             (r#"{"query": "q", "parameters": [[1], [1, 2]]}"#, "row 1 of the parameters has 2 values"),
             (r#"{"query": "q", "parameters": [1, "a"]}"#, "parameter 1 is 1 in one row"),
             (r#"{"query": "q", "parameters": [[[1]]]}"#, "a list or an object"),
+            (
+                r#"{"query": "q", "parameters": [9007199254740993, 2.5]}"#,
+                "parameter 1 is 9007199254740993 in one row",
+            ),
             (r#"{"query": "q", "parameters": [[]]}"#, "are empty"),
             (r#"{"sql": "q"}"#, "unknown field `sql`"),
             (r#"{"query": "q""#, "write {"),

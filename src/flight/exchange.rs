@@ -13,13 +13,14 @@ use arrow_flight::decode::{DecodedPayload, FlightDataDecoder};
 use arrow_flight::error::FlightError;
 use bytes::Bytes;
 use datafusion::execution::SendableRecordBatchStream;
-use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use futures::stream::{self, StreamExt, TryStreamExt};
 use tonic::{Status, Streaming};
 
 use super::direct::Direct;
+use super::drain::Drain;
 use super::message::Message;
 use super::status::{from_client_stream, from_decoder};
-use super::stream::{Answers, Encoder, pieces};
+use super::stream::{Answers, Encoder, Stoppable, pieces};
 use crate::error::{Error, Result};
 use crate::sql::{Session, StatementKind};
 
@@ -33,6 +34,7 @@ type Question = (RecordBatch, Bytes);
 pub(super) async fn exchange(
     session: Arc<Session>,
     encoder: &Encoder,
+    drain: Arc<Drain>,
     mut messages: Streaming<FlightData>,
 ) -> Result<Answers<Message>> {
     let first = messages.message().await.map_err(|status| from_client_stream(&status))?;
@@ -54,17 +56,23 @@ pub(super) async fn exchange(
         return Err(Error::invalid("an exchange asks a query: send what changes something through DoPut"));
     }
     let schema = prepared.schema;
-    let opening = stream::iter([encoder.schema(&schema)]);
+    let opening = stream::iter([encoder.schema(&schema).map_err(Status::from)]);
     let sql: Arc<str> = direct.query.into();
-    let answers = questions(first, messages)
+    // A server that is stopping answers what it has been asked, and hears no more questions.
+    let stopping = Box::pin(async move {
+        drain.draining().await;
+        Error::unavailable("the server is stopping: ask another, or again when it is back")
+    });
+    let questions = Stoppable::new(questions(first, messages), stopping, ());
+    let answers = questions
         .map(move |question| answer(Arc::clone(&session), Arc::clone(&sql), Arc::clone(&schema), question))
         .buffered(QUESTIONS_MAX)
         .try_flatten();
-    Ok(opening.chain(answers).map_err(Status::from).boxed())
+    Ok(opening.chain(answers).boxed())
 }
 
 /// The batches of the client, without the schema before them.
-fn questions(first: FlightData, rest: Streaming<FlightData>) -> BoxStream<'static, Result<Question>> {
+fn questions(first: FlightData, rest: Streaming<FlightData>) -> Answers<Question> {
     let messages = stream::iter([Ok(first)]).chain(rest.map_err(FlightError::from));
     let decoded = FlightDataDecoder::new(messages).map_err(from_decoder);
     let mut begun = false;
@@ -79,7 +87,7 @@ fn questions(first: FlightData, rest: Streaming<FlightData>) -> BoxStream<'stati
         };
         std::future::ready(question)
     });
-    questions.boxed()
+    questions.map_err(Status::from).boxed()
 }
 
 /// The answer to one question, of which the first batch is there already: so many questions are read for together.
@@ -87,20 +95,29 @@ async fn answer(
     session: Arc<Session>,
     sql: Arc<str>,
     schema: SchemaRef,
-    question: Result<Question>,
-) -> Result<BoxStream<'static, Result<Message>>> {
+    question: Result<Question, Status>,
+) -> Result<Answers<Message>, Status> {
     let (parameters, metadata) = question?;
     let mut batches: SendableRecordBatchStream = session.query(&sql, Some(&parameters)).await?;
     if batches.schema() != schema {
-        return Err(Error::invalid(
-            "the types of the result depend on those of the parameters: CAST the placeholders of the query",
-        ));
+        return Err(other_schema(&session, &sql, &schema).await?.into());
     }
-    let first = match batches.try_next().await? {
+    let first = match batches.try_next().await.map_err(Error::from)? {
         Some(first) => first,
         None => RecordBatch::new_empty(schema),
     };
     let batches = stream::iter([Ok(first)]).chain(batches.map_err(Error::from));
     let parts = batches.map_ok(|batch| stream::iter(pieces(batch)).map(Ok)).try_flatten();
-    Ok(parts.and_then(move |part| std::future::ready(Message::of_batch(&part, &metadata))).boxed())
+    let messages = parts.and_then(move |part| std::future::ready(Message::of_batch(&part, &metadata)));
+    Ok(messages.map_err(Status::from).boxed())
+}
+
+/// Why the result of a query is not what the opening of the exchange said.
+async fn other_schema(session: &Session, sql: &str, schema: &SchemaRef) -> Result<Error> {
+    Ok(match session.prepare(sql).await?.schema == *schema {
+        true => Error::invalid(
+            "the types of the result depend on those of the parameters: CAST the placeholders of the query",
+        ),
+        false => Error::conflict("the definition of what is asked has changed: begin the exchange anew"),
+    })
 }

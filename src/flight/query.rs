@@ -74,12 +74,11 @@ pub(super) async fn fetch_direct(
     encoder: &Encoder,
     direct: &Direct,
 ) -> Result<Answers<Message>> {
-    let prepared = session.prepare(&direct.query).await?;
-    if prepared.kind != StatementKind::Query {
-        return Err(Error::invalid("a ticket asks a query: send what changes something through DoPut"));
-    }
-    let values = direct.values(&prepared.parameters)?;
-    require_bound(&prepared, values.as_ref())?;
+    let declared = match direct.is_without_rows() {
+        true => session.prepare(&direct.query).await?.parameters,
+        false => SchemaRef::new(Schema::empty()),
+    };
+    let values = direct.values(&declared)?;
     let batches = session.query(&direct.query, values.as_ref()).await?;
     Ok(encoder.encode(batches.schema(), batches.map(|batch| batch.map_err(Error::from))))
 }

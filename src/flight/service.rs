@@ -135,7 +135,12 @@ impl Service {
 
     async fn exchange(&self, call: Call<Streaming<FlightData>>) -> Result<Answers<Message>> {
         let (session, in_flight) = self.enter(&call, true)?;
-        let answers = exchange::exchange(Arc::clone(&session), &self.encoder, call.into_inner());
+        let answers = exchange::exchange(
+            Arc::clone(&session),
+            &self.encoder,
+            Arc::clone(&self.drain),
+            call.into_inner(),
+        );
         let answers = self.until_stopped(answers).await?;
         Ok(self.stoppable(answers, None, (session, in_flight)))
     }

@@ -1,13 +1,12 @@
 //! Look-ups that run often, kept ready for all sessions.
 //!
-//! A model server sends one statement a thousand times a second. What it means depends on the text, on the feature
-//! group's definition, and on whether the session hides the group behind a temporary table; so it is kept by its
-//! text, dropped when this server changes a definition, and compared with the catalog once in a while, because other
-//! servers change definitions too.
+//! A model server sends one statement a thousand times a second. What it means depends on the text and on the feature
+//! group's definition; so it is kept by its text, dropped when this server changes a definition, and compared with the
+//! catalog once in a while, because other servers change definitions too. In a session with temporary tables or views
+//! a text may mean anything, so such sessions neither give nor take.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
 use datafusion::arrow::datatypes::{Schema, SchemaRef};
@@ -16,21 +15,21 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::TryStreamExt;
 use moka::sync::Cache;
-use parking_lot::Mutex;
+use tokio::sync::Mutex;
 
 use super::bind::check_count;
 use super::engine::Engine;
 use super::latest::CompiledLatest;
 use super::session::{Prepared, Session, StatementKind};
-use crate::error::Result;
-use crate::registry::{DEFAULT_SCHEMA, Object};
+use crate::error::{ErrorKind, Result};
+use crate::registry::Object;
 
 /// How many statements are kept.
 const STATEMENTS_MAX: u64 = 1024;
-/// The longest text that is kept.
-const SQL_BYTES_MAX: usize = 64 << 10;
+/// The longest text that is kept: keys belong into parameters.
+const SQL_BYTES_MAX: usize = 4 << 10;
 /// For how long a definition that another server changed may still be served as it was.
-const DEFINITION_STALENESS: Duration = Duration::from_secs(1);
+const DEFINITION_STALENESS_US: i64 = 1_000_000;
 
 /// What is kept of one text.
 #[derive(Debug)]
@@ -38,7 +37,10 @@ pub(super) struct Compiled {
     latest: Arc<CompiledLatest>,
     parameters: SchemaRef,
     generation: u64,
-    checked: Mutex<Instant>,
+    /// When the definition was last seen to be that of the catalog.
+    checked_us: AtomicI64,
+    /// Who finds that long ago looks again, and the others wait.
+    checking: Mutex<()>,
 }
 
 /// Every look-up that is kept.
@@ -86,9 +88,10 @@ impl CompiledStatements {
         let schema = Arc::clone(&prepared.schema);
         if let Some(latest) = CompiledLatest::of(plan, schema, &engine.online, &engine.clock)? {
             let parameters = Arc::clone(&prepared.parameters);
-            let (latest, checked) = (Arc::new(latest), Mutex::new(Instant::now()));
-            self.by_text
-                .insert(sql.to_owned(), Arc::new(Compiled { latest, parameters, generation, checked }));
+            let (checked_us, checking) = (AtomicI64::new(engine.clock.now_us()), Mutex::new(()));
+            let compiled =
+                Compiled { latest: Arc::new(latest), parameters, generation, checked_us, checking };
+            self.by_text.insert(sql.to_owned(), Arc::new(compiled));
         }
         Ok(())
     }
@@ -103,25 +106,40 @@ impl Compiled {
         }
     }
 
+    fn is_fresh(&self, now_us: i64) -> bool {
+        let age_us = now_us.saturating_sub(self.checked_us.load(Ordering::Acquire));
+        (0..DEFINITION_STALENESS_US).contains(&age_us)
+    }
+
     /// Runs the look-up; see [`Session::query`].
-    pub(super) fn run(&self, parameters: Option<&RecordBatch>) -> Result<SendableRecordBatchStream> {
+    pub(super) fn run(
+        &self,
+        engine: &Arc<Engine>,
+        parameters: Option<&RecordBatch>,
+    ) -> Result<SendableRecordBatchStream> {
         check_count(&self.parameters, parameters)?;
         let batches = match parameters.filter(|given| given.num_columns() > 0) {
             Some(parameters) => self.latest.run(parameters)?,
             None => self.latest.run(&once()?)?,
         };
-        let schema = Arc::clone(self.latest.schema());
-        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, batches.map_err(Into::into))))
+        let (schema, engine) = (Arc::clone(self.latest.schema()), Arc::clone(engine));
+        let batches = batches.map_err(move |error| {
+            // Rows of a definition that is newer than this one: the next call plans by the catalog.
+            if error.kind() == ErrorKind::Conflict {
+                engine.compiled.forget();
+            }
+            error.into()
+        });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, batches)))
     }
+}
 
-    /// Whether the catalog is to be asked again; only one caller is told so at a time.
-    fn is_due(&self) -> bool {
-        let mut checked = self.checked.lock();
-        let due = checked.elapsed() >= DEFINITION_STALENESS;
-        if due {
-            *checked = Instant::now();
-        }
-        due
+/// Forgets every statement when the change of a definition is over, however it ends.
+pub(super) struct ForgetAtEnd<'a>(pub(super) &'a CompiledStatements);
+
+impl Drop for ForgetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.forget();
     }
 }
 
@@ -134,27 +152,33 @@ fn once() -> Result<RecordBatch> {
 impl Session {
     /// The look-up that `sql` is for this session, if it is kept ready.
     pub(super) async fn compiled(&self, sql: &str) -> Option<Arc<Compiled>> {
-        let compiled = self.engine.compiled.get(sql)?;
+        let compiled = self.engine.compiled.get(sql).filter(|_| self.catalog.temp.is_empty())?;
+        self.is_current(&compiled).await.then_some(compiled)
+    }
+
+    /// Whether the definition is the catalog's, as of a moment ago. Without a catalog the last one known is the best
+    /// there is.
+    async fn is_current(&self, compiled: &Compiled) -> bool {
+        let engine = &self.engine;
+        if compiled.is_fresh(engine.clock.now_us()) {
+            return true;
+        }
+        let _turn = compiled.checking.lock().await;
+        let now_us = engine.clock.now_us();
+        if compiled.is_fresh(now_us) {
+            return true;
+        }
         let group = compiled.latest.group();
-        let hidden = group.name.schema == DEFAULT_SCHEMA && self.catalog.temp.get(&group.name.name).is_some();
-        if hidden {
-            return None;
+        let Ok(listing) = engine.registry.listing().await else { return true };
+        let current = match engine.registry.object_in(&listing, &group.name).await {
+            Ok(Some(Object::FeatureGroup(now, _))) => now == *group,
+            Ok(_) => false,
+            Err(_) => return true,
+        };
+        match current {
+            true => compiled.checked_us.store(now_us, Ordering::Release),
+            false => engine.compiled.forget(),
         }
-        if compiled.is_due() {
-            let listing = self.engine.registry.listing().await;
-            let object = match &listing {
-                Ok(listing) => self.engine.registry.object_in(listing, &group.name).await,
-                Err(_) => return Some(compiled), // without a catalog the last known definition is the best there is
-            };
-            match object {
-                Ok(Some(Object::FeatureGroup(now, _))) if now == *group => {}
-                Err(_) => {}
-                Ok(_) => {
-                    self.engine.compiled.forget();
-                    return None;
-                }
-            }
-        }
-        Some(compiled)
+        current
     }
 }

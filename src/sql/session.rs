@@ -20,6 +20,7 @@ use futures::{StreamExt, TryStreamExt};
 
 use super::bind;
 use super::catalog::SessionCatalog;
+use super::compiled::ForgetAtEnd;
 use super::ddl::RESERVED_SCHEMAS;
 use super::definition::normalized;
 use super::engine::{CATALOG, Engine};
@@ -118,7 +119,9 @@ impl Session {
         let (kind, parameters) = (StatementKind::Query, bind::parameters(&plan)?);
         let schema = wire_schema(plan.schema().as_arrow());
         let prepared = Prepared { kind, schema, parameters };
-        self.engine.compiled.keep(&self.engine, sql, &plan, &prepared, generation)?;
+        if self.catalog.temp.is_empty() {
+            self.engine.compiled.keep(&self.engine, sql, &plan, &prepared, generation)?;
+        }
         Ok(match values {
             Some(values) => {
                 let bound = bind::bind(plan, Some(&values.slice(0, values.num_rows().min(1))))?;
@@ -138,7 +141,7 @@ impl Session {
         parameters: Option<&RecordBatch>,
     ) -> Result<SendableRecordBatchStream> {
         if let Some(compiled) = self.compiled(sql).await {
-            return compiled.run(parameters);
+            return compiled.run(&self.engine, parameters);
         }
         let generation = self.engine.compiled.generation();
         let state = self.state().await?;
@@ -175,11 +178,8 @@ impl Session {
         let state = self.state().await?;
         let planned = self.plan(&state, sql).await?;
         let rows_only = matches!(planned, Planned::Query(_) | Planned::Update(LogicalPlan::Dml(_)));
-        let done = self.run_planned(&state, planned, parameters).await;
-        if !rows_only {
-            self.engine.compiled.forget();
-        }
-        done
+        let _forget = (!rows_only).then(|| ForgetAtEnd(&self.engine.compiled));
+        self.run_planned(&state, planned, parameters).await
     }
 
     async fn run_planned(

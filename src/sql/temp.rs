@@ -35,6 +35,10 @@ impl TempObjects {
         self.0.read().get(name).cloned()
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.read().is_empty()
+    }
+
     pub(super) fn names(&self) -> Vec<String> {
         self.0.read().keys().cloned().collect()
     }

@@ -107,8 +107,8 @@ async fn what_a_ticket_cannot_do_is_the_callers_mistake() {
         (ticket(LATEST, r#"["a"]"#), "is Utf8, and 'user_id' is Int64"),
         (ticket(LATEST, "[1.5]"), "does not fit 'user_id'"),
         (ticket(LATEST, "[[1, 2]]"), "has 1 parameter, and 2 are given"),
-        (format!(r#"{{"query": {LATEST:?}}}"#), "none is bound"),
-        (ticket("INSERT INTO activity VALUES (?, now(), 1, 1)", "[1]"), "through DoPut"),
+        (format!(r#"{{"query": {LATEST:?}}}"#), "has 1 parameter, and 0 are given"),
+        (ticket("INSERT INTO activity VALUES (?, now(), 1, 1)", "[1]"), "run it as an update"),
         (ticket("SELECT * FROM LATEST(nobody, ?)", "[1]"), "does not exist"),
         ("{".to_owned(), "is not understood"),
     ] {

@@ -66,18 +66,27 @@ impl Answerer {
         Ok(Self { layout: RowLayout::new(&group)?, group, missing })
     }
 
-    /// The rows that `entries` (one per row asked) serve at `now_us`.
+    /// The rows that `entries` (one per row asked) serve at `now_us`, the moment that the query asks about. They were
+    /// read at `read_us`: what was due by then may have taken the place of what was due before, and is served instead.
     ///
     /// # Errors
     /// `Corrupt`, naming the feature group, for bytes that are no entry. An answer without the entity would be
     /// taken for the truth, so a damaged entry fails the look-up until it is written again.
-    pub(super) fn answer<'a>(&'a self, entries: &'a [Option<Bytes>], now_us: i64) -> Result<Answer<'a>> {
+    pub(super) fn answer<'a>(
+        &'a self,
+        entries: &'a [Option<Bytes>],
+        now_us: i64,
+        read_us: i64,
+    ) -> Result<Answer<'a>> {
         let oldest_us = before(now_us, self.group.ttl);
         let mut rows = Vec::with_capacity(entries.len());
         let mut statuses = Vec::with_capacity(entries.len());
         for entry in entries {
             let row = match entry {
-                Some(entry) => pick(entry, now_us).map_err(|e| self.damaged(e))?,
+                Some(entry) => match pick(entry, now_us).map_err(|e| self.damaged(e))? {
+                    None if read_us > now_us => pick(entry, read_us).map_err(|e| self.damaged(e))?,
+                    row => row,
+                },
                 None => None,
             };
             statuses.push(match &row {
@@ -97,7 +106,9 @@ impl Answerer {
 
     fn damaged(&self, error: Error) -> Error {
         if error.kind() != ErrorKind::Corrupt {
-            return error;
+            let what =
+                format!("a stored online value of feature group '{}': {}", self.group.name, error.message());
+            return Error::new(error.kind(), what);
         }
         Error::corrupt(format!(
             "a stored online value of feature group '{}' cannot be read: write the entity again, or drop the online \

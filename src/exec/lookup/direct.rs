@@ -61,7 +61,7 @@ impl DirectLookup {
             // No entity has a key of which a part is NULL.
             encoded.iter().map(|key| key.as_ref().and_then(|_| found.next().flatten())).collect()
         };
-        let answer = self.answerer.answer(&entries, now_us)?;
+        let answer = self.answerer.answer(&entries, now_us, self.clock.now_us())?;
         let columns = answer.columns(&self.columns, keys)?;
         let rows = RecordBatchOptions::new().with_row_count(Some(answer.len()));
         Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &rows)?)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use datafusion::arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions};
+use datafusion::arrow::compute::filter;
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::metrics::{
@@ -16,6 +17,7 @@ use super::answer::Answerer;
 use super::columns::LatestColumn;
 use super::logical::LookupRequest;
 use super::lookup_exec::Output;
+use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::model::{EntityKey, encode_keys};
 use crate::online::OnlineStore;
@@ -51,13 +53,12 @@ impl LookupMetrics {
 /// One look-up of a stack of them.
 pub(super) struct Level {
     /// The keys, over the input of the lowest look-up.
-    pub(super) asked: Vec<Arc<dyn PhysicalExpr>>,
-    /// The keys, over the input of this one.
     pub(super) keys: Vec<Arc<dyn PhysicalExpr>>,
     pub(super) output: Vec<Output>,
     pub(super) answerer: Answerer,
     pub(super) request: LookupRequest,
     pub(super) store: Arc<dyn OnlineStore>,
+    pub(super) clock: Arc<dyn Clock>,
     pub(super) schema: SchemaRef,
     pub(super) metrics: LookupMetrics,
 }
@@ -70,42 +71,60 @@ pub(super) async fn look_up(levels: &[Level], batch: RecordBatch, now_us: i64) -
     for (i, level) in levels.iter().enumerate() {
         let (answer, kept) = level.answer(&batch, &found[i], now_us)?;
         if let Some(kept) = kept {
-            for entries in &mut found[i + 1..] {
-                let mut kept = kept.values().iter();
-                entries.retain(|_| kept.next().unwrap_or_default());
-            }
+            found[i + 1..].iter_mut().try_for_each(|above| above.retain(&kept))?;
         }
         batch = answer;
     }
     Ok(batch)
 }
 
+/// What one look-up asked for and got: a key and an entry per row.
+struct Read {
+    keys: Vec<ArrayRef>,
+    entries: Vec<Option<Bytes>>,
+    read_us: i64,
+}
+
+impl Read {
+    /// Leaves out the rows that a look-up below leaves out.
+    fn retain(&mut self, kept: &BooleanArray) -> Result<()> {
+        for key in &mut self.keys {
+            *key = filter(key, kept)?;
+        }
+        let mut kept = kept.values().iter();
+        self.entries.retain(|_| kept.next().unwrap_or_default());
+        Ok(())
+    }
+}
+
 impl Level {
-    /// The entry of each row, as the store has it.
-    async fn read(&self, batch: &RecordBatch) -> Result<Vec<Option<Bytes>>> {
-        let (asked, distinct) = distinct_keys(encode_keys(&evaluate(&self.asked, batch)?)?);
+    async fn read(&self, batch: &RecordBatch) -> Result<Read> {
+        let evaluate =
+            |expr: &Arc<dyn PhysicalExpr>| Ok(expr.evaluate(batch)?.into_array(batch.num_rows())?);
+        let keys = self.keys.iter().map(evaluate).collect::<Result<Vec<ArrayRef>>>()?;
+        let (asked, distinct) = distinct_keys(encode_keys(&keys)?);
         let found = self.store.get(&self.request.group, &distinct, self.request.max_staleness).await?;
         self.metrics.cache_hits.add(found.cache_hits);
         self.metrics.cache_misses.add(found.cache_misses);
         self.metrics.store_reads.add(found.store_reads);
-        Ok(asked.iter().map(|i| i.and_then(|i| found.entries[i].clone())).collect())
+        let entries = asked.iter().map(|i| i.and_then(|i| found.entries[i].clone())).collect();
+        Ok(Read { keys, entries, read_us: self.clock.now_us() })
     }
 
     /// The rows of the output, and which rows of the input they are where some are left out.
     fn answer(
         &self,
         batch: &RecordBatch,
-        entries: &[Option<Bytes>],
+        read: &Read,
         now_us: i64,
     ) -> Result<(RecordBatch, Option<BooleanArray>)> {
         let _timer = self.metrics.baseline.elapsed_compute().timer();
-        let answer = self.answerer.answer(entries, now_us)?;
+        let answer = self.answerer.answer(&read.entries, now_us, read.read_us)?;
         let latest = self.output.iter().filter_map(|output| match output {
             Output::Latest(i) => Some(LatestColumn::at(&self.request.group, *i)),
             Output::Input(_) => None,
         });
-        let keys = evaluate(&self.keys, batch)?;
-        let mut latest = answer.columns(&latest.collect::<Vec<_>>(), &keys)?.into_iter();
+        let mut latest = answer.columns(&latest.collect::<Vec<_>>(), &read.keys)?.into_iter();
         let mut columns = Vec::with_capacity(self.output.len());
         for output in &self.output {
             columns.push(match output {
@@ -120,11 +139,6 @@ impl Level {
         let kept = (answer.len() < batch.num_rows()).then(|| answer.present().clone());
         Ok((output.record_output(&self.metrics.baseline), kept))
     }
-}
-
-fn evaluate(exprs: &[Arc<dyn PhysicalExpr>], batch: &RecordBatch) -> Result<Vec<ArrayRef>> {
-    let evaluate = |expr: &Arc<dyn PhysicalExpr>| Ok(expr.evaluate(batch)?.into_array(batch.num_rows())?);
-    exprs.iter().map(evaluate).collect()
 }
 
 /// Each key once, and for every row asked where its key stands; `None` where the key is NULL.

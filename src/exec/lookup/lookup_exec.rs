@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::common::stats::Precision;
-use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Result, Statistics};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::expressions::Column;
@@ -80,12 +79,12 @@ impl LookupExec {
     /// One running partition of it.
     fn level(&self, partition: usize) -> Result<Level> {
         Ok(Level {
-            asked: self.keys.clone(),
             keys: self.keys.clone(),
             output: self.output.clone(),
             answerer: Answerer::new(Arc::clone(&self.request.group), self.request.missing)?,
             request: self.request.clone(),
             store: Arc::clone(&self.store),
+            clock: Arc::clone(&self.clock),
             schema: Arc::clone(&self.schema),
             metrics: LookupMetrics::new(&self.metrics, partition),
         })
@@ -109,38 +108,27 @@ impl LookupExec {
 
 /// Whether the keys of all `levels` (the topmost first) can be told from the input of `below`, on which the lowest of
 /// them stands. If so they are.
-fn keys_are_known_below(levels: &mut [Level], below: &LookupExec) -> Result<bool> {
-    let mut told = Vec::with_capacity(levels.len());
-    for level in levels.iter() {
-        let keys =
-            level.asked.iter().map(|key| over_input(key, below)).collect::<Result<Option<Vec<_>>>>()?;
-        let Some(keys) = keys else { return Ok(false) };
-        told.push(keys);
-    }
-    levels.iter_mut().zip(told).for_each(|(level, keys)| level.asked = keys);
-    Ok(true)
+fn keys_are_known_below(levels: &mut [Level], below: &LookupExec) -> bool {
+    let told =
+        |level: &Level| level.keys.iter().map(|key| over_input(key, below)).collect::<Option<Vec<_>>>();
+    let Some(told) = levels.iter().map(told).collect::<Option<Vec<_>>>() else { return false };
+    levels.iter_mut().zip(told).for_each(|(level, keys)| level.keys = keys);
+    true
 }
 
-/// The expression over the columns of `lookup` as one over its input's, if it uses nothing that is looked up.
-fn over_input(expr: &Arc<dyn PhysicalExpr>, lookup: &LookupExec) -> Result<Option<Arc<dyn PhysicalExpr>>> {
-    let mut known = true;
-    let told = Arc::clone(expr).transform_down(|part| {
-        let Some(column) = part.as_any().downcast_ref::<Column>() else { return Ok(Transformed::no(part)) };
-        let told = match &lookup.output[column.index()] {
-            Output::Input(expr) => Some(Arc::clone(expr)),
-            Output::Latest(i) => match LatestColumn::at(&lookup.request.group, *i) {
-                // Where nothing is found these show NULL, and others the key as it was asked.
-                LatestColumn::Key(key) if lookup.request.missing != Missing::Null => {
-                    Some(Arc::clone(&lookup.keys[key]))
-                }
-                _ => None,
-            },
-        };
-        known &= told.is_some();
-        // What was put in speaks of the input already.
-        Ok(Transformed::new(told.unwrap_or(part), true, TreeNodeRecursion::Jump))
-    })?;
-    Ok(known.then_some(told.data))
+/// The column of `lookup` as a column of its input, if it is one. Nothing is computed twice, nor for rows that a
+/// look-up leaves out.
+fn over_input(expr: &Arc<dyn PhysicalExpr>, lookup: &LookupExec) -> Option<Arc<dyn PhysicalExpr>> {
+    let column = expr.as_any().downcast_ref::<Column>()?;
+    let told = match &lookup.output[column.index()] {
+        Output::Input(expr) => expr,
+        Output::Latest(i) => match LatestColumn::at(&lookup.request.group, *i) {
+            // Where nothing is found a left join shows NULL, and others the key as it was asked.
+            LatestColumn::Key(key) if lookup.request.missing != Missing::Null => &lookup.keys[key],
+            _ => return None,
+        },
+    };
+    told.as_any().is::<Column>().then(|| Arc::clone(told))
 }
 
 fn properties(input: &Arc<dyn ExecutionPlan>, schema: &SchemaRef, idle: usize) -> Arc<PlanProperties> {
@@ -227,7 +215,7 @@ impl ExecutionPlan for LookupExec {
             levels.push(bottom.level(partition)?);
             let Some(below) = bottom.input.as_any().downcast_ref::<Self>() else { break };
             let runs = partition < below.input.output_partitioning().partition_count();
-            if !runs || !keys_are_known_below(&mut levels, below)? {
+            if !runs || !keys_are_known_below(&mut levels, below) {
                 break;
             }
             bottom = below;

@@ -96,8 +96,9 @@ impl ExecutionPlan for LatestScanExec {
 
     fn execute(&self, partition: usize, _context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let answerer = Answerer::new(Arc::clone(&self.group), Missing::Drop)?;
-        let (group, schema, now_us) =
-            (Arc::clone(&self.group), Arc::clone(&self.schema), self.clock.now_us());
+        let (group, schema, clock) =
+            (Arc::clone(&self.group), Arc::clone(&self.schema), Arc::clone(&self.clock));
+        let now_us = clock.now_us();
         let wanted: Vec<_> = self.columns.iter().map(|i| LatestColumn::at(&self.group, *i)).collect();
         let baseline = BaselineMetrics::new(&self.metrics, partition);
         let store_reads = MetricBuilder::new(&self.metrics).counter("store_reads", partition);
@@ -105,7 +106,7 @@ impl ExecutionPlan for LatestScanExec {
             self.store.scan(&self.group).map_err(Into::into).and_then(move |part: ScannedEntries| {
                 store_reads.add(part.len());
                 let _timer = baseline.elapsed_compute().timer();
-                let batch = served(&group, &answerer, part, &wanted, &schema, now_us);
+                let batch = served(&group, &answerer, part, &wanted, &schema, (now_us, clock.now_us()));
                 std::future::ready(batch.map(|b| b.record_output(&baseline)).map_err(Into::into))
             });
         Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), batches)))
@@ -122,12 +123,12 @@ fn served(
     part: ScannedEntries,
     wanted: &[LatestColumn],
     schema: &SchemaRef,
-    now_us: i64,
+    (now_us, read_us): (i64, i64),
 ) -> crate::error::Result<RecordBatch> {
     let (keys, entries): (Vec<EntityKey>, Vec<Option<Bytes>>) =
         part.into_iter().map(|(key, entry)| (key, Some(entry))).unzip();
     let keys = decode_keys(&group.key_fields(), &keys)?;
-    let answer = answerer.answer(&entries, now_us)?;
+    let answer = answerer.answer(&entries, now_us, read_us)?;
     let rows = RecordBatchOptions::new().with_row_count(Some(answer.len()));
     Ok(RecordBatch::try_new_with_options(Arc::clone(schema), answer.columns(wanted, &keys)?, &rows)?)
 }

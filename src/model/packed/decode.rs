@@ -4,15 +4,15 @@ use datafusion::arrow::array::ArrayRef;
 
 use super::builder::{ColumnBuilder, take_slice, too_short};
 use super::codes::take_varint;
-use super::{ORDER, RowLayout, WrittenSchema};
+use super::{Now, ORDER, RowLayout, WrittenSchema};
 use crate::error::{Error, Result};
 
 /// The columns of the features `wanted` (positions among the group's features), one value per row; `None` gives NULLs,
 /// and so does a row that was written before a feature was there.
 ///
 /// # Errors
-/// `Corrupt`, saying what is wrong with the row, for bytes that are no row of this layout. Never panics, whatever the
-/// bytes.
+/// `Corrupt`, saying what is wrong with the row, for bytes that are no row of this layout; `Conflict` for a row of a
+/// schema that the layout does not know. Never panics, whatever the bytes.
 pub(crate) fn decode_features(
     layout: &RowLayout,
     rows: &[Option<&[u8]>],
@@ -57,10 +57,23 @@ struct Plan<'a> {
 impl<'a> Plan<'a> {
     fn new(layout: &'a RowLayout, id: u32, place: &[Option<usize>]) -> Result<Self> {
         let schema = layout.schemas.iter().find(|schema| schema.id == id).ok_or_else(|| {
-            Error::corrupt(format!("it was written under schema {id}, which the feature group does not have"))
+            Error::conflict(format!(
+                "it was written under schema {id}, which is not known here: the definition has changed, ask again"
+            ))
         })?;
-        let targets: Vec<Option<usize>> =
-            schema.slots.iter().map(|slot| slot.feature.and_then(|feature| place[feature])).collect();
+        let mut targets = Vec::with_capacity(schema.slots.len());
+        for slot in &schema.slots {
+            targets.push(match slot.is_now {
+                Now::Feature(feature) => place[feature],
+                Now::Other(feature) if place[feature].is_some() => {
+                    let name = layout.fields[feature].name();
+                    return Err(Error::corrupt(format!(
+                        "feature '{name}' had another type when it was written"
+                    )));
+                }
+                Now::Other(_) | Now::Dropped => None,
+            });
+        }
         let absent = place.iter().flatten().filter(|column| !targets.contains(&Some(**column)));
         Ok(Self { schema, absent: absent.copied().collect(), targets })
     }

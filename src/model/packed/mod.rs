@@ -115,8 +115,17 @@ struct WrittenSchema {
 #[derive(Debug, Clone)]
 struct Slot {
     kind: Kind,
-    /// Which of the features of now it is; `None` where it was dropped since, or has become what it cannot be read as.
-    feature: Option<usize>,
+    is_now: Now,
+}
+
+/// What has become of a feature since.
+#[derive(Debug, Clone, Copy)]
+enum Now {
+    /// It is this one of the features of now.
+    Feature(usize),
+    /// It is this one, and of a type that the old values are not of.
+    Other(usize),
+    Dropped,
 }
 
 impl RowLayout {
@@ -156,7 +165,7 @@ impl RowLayout {
             let slots = fields
                 .iter()
                 .enumerate()
-                .map(|(i, f)| Slot { kind: Kind::of(f.data_type()), feature: Some(i) });
+                .map(|(i, f)| Slot { kind: Kind::of(f.data_type()), is_now: Now::Feature(i) });
             schemas.push(WrittenSchema { id: 0, slots: slots.collect() });
         }
         Ok(Self { fields, schemas })
@@ -188,7 +197,22 @@ fn reads_as(written: &DataType, now: &DataType) -> bool {
     match (written, now) {
         (Int32, Int64) | (Float32, Float64) => true,
         (Decimal128(from, scale), Decimal128(to, now_scale)) => from <= to && scale == now_scale,
-        _ => written.equals_datatype(now),
+        _ => is_same(written, now),
+    }
+}
+
+/// Whether the bytes of a value mean the same under both types: those of a struct are in the order of its fields.
+fn is_same(written: &DataType, now: &DataType) -> bool {
+    match (written, now) {
+        (DataType::List(written), DataType::List(now)) => is_same(written.data_type(), now.data_type()),
+        (DataType::Struct(written), DataType::Struct(now)) => {
+            written.len() == now.len()
+                && written
+                    .iter()
+                    .zip(now)
+                    .all(|(a, b)| a.name() == b.name() && is_same(a.data_type(), b.data_type()))
+        }
+        _ => written == now,
     }
 }
 

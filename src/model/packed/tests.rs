@@ -208,8 +208,28 @@ fn old_rows_read_right_after_features_came_went_and_widened() {
     );
     // A server that does not know of the change yet must not read it as something else.
     let error = decode_features(&old, &[Some(&written_now)], &[0]).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Corrupt);
-    assert!(error.to_string().contains("schema 1, which the feature group does not have"), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    assert!(error.to_string().contains("schema 1, which is not known here"), "{error}");
+}
+
+#[test]
+fn a_value_of_another_shape_is_not_read_as_something_else() {
+    let structs = |names: [&str; 2]| -> ArrayRef {
+        let fields = Fields::from(names.map(|name| Field::new(name, DataType::Float64, true)).to_vec());
+        let parts: Vec<ArrayRef> =
+            vec![Arc::new(Float64Array::from(vec![1.0])), Arc::new(Float64Array::from(vec![2.0]))];
+        Arc::new(StructArray::new(fields, parts, None))
+    };
+    let other: ArrayRef = Arc::new(Int64Array::from(vec![7]));
+    let (then, now) = (structs(["a", "b"]), structs(["b", "a"]));
+    let first: &[(i32, &ArrayRef)] = &[(4, &then), (5, &other)];
+    let second: &[(i32, &ArrayRef)] = &[(4, &now), (5, &other)];
+    let old = RowLayout::new(&group_through(&[first])).unwrap();
+    let row = pack(&old, &[then.clone(), other.clone()], order(1, 1, 1)).remove(0);
+    let new = RowLayout::new(&group_through(&[first, second])).unwrap();
+    let error = decode_features(&new, &[Some(&row)], &[0]).unwrap_err();
+    assert!(error.to_string().contains("feature 'f0' had another type"), "{error}");
+    assert_eq!(decode_features(&new, &[Some(&row)], &[1]).unwrap(), [other]);
 }
 
 #[test]
@@ -328,7 +348,7 @@ proptest! {
         let all: Vec<usize> = (0..columns.len()).collect();
         match decode_features(&layout, &[Some(&bytes), None], &all) {
             Ok(decoded) => prop_assert!(decoded.iter().all(|c| c.len() == 2)),
-            Err(error) => prop_assert_eq!(error.kind(), ErrorKind::Corrupt),
+            Err(error) => prop_assert!(matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Conflict)),
         }
     }
 

@@ -101,6 +101,11 @@ impl Node {
         }
     }
 
+    /// The next caller connects anew.
+    pub(super) fn disconnect(&self) {
+        *self.connected.write() = None;
+    }
+
     /// One answer per command; an answer may be an error of the server's.
     pub(super) async fn ask(&self, commands: &Pipeline, deadline: Instant) -> Result<Vec<Value>, Trouble> {
         let connected = self.connected(deadline).await?;

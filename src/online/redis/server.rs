@@ -75,6 +75,13 @@ impl Server {
         &self.name
     }
 
+    /// The next call to a single server makes a new connection; a cluster tells by itself who its masters are.
+    pub(super) fn reconnect(&self) {
+        if let Topology::Alone(node) = &self.topology {
+            node.disconnect();
+        }
+    }
+
     /// How long any one call may take.
     pub(super) fn timeout(&self) -> Duration {
         self.timeout

@@ -5,6 +5,7 @@
 //! masters than those connected to, or when more is told than is taken, everything may have changed unseen: that is
 //! `Change::Lost`, and all connections are made anew. `Change::Watching` says that all masters are listened to.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +56,8 @@ async fn watch(server: Arc<Server>, sender: mpsc::Sender<Change>) {
             }
             Err(error) => error,
         };
+        // Reads may go through a connection that leads to the same wrong place.
+        server.reconnect();
         if !told {
             warn!(
                 store = server.name(), %error,
@@ -116,8 +119,19 @@ fn failed(server: &Server, error: &RedisError) -> Error {
     Error::unavailable(format!("online store {} is not available", server.name())).with_source(brief(error))
 }
 
+/// Asks whether it is there, and a master still: behind one address a failover puts another in its place, and leaves
+/// the connections to the former one open.
 async fn ping(connection: &mut MultiplexedConnection) -> RedisResult<()> {
-    cmd("PING").query_async(connection).await
+    let said: HashMap<String, Value> = cmd("HELLO").query_async(connection).await?;
+    match said.get("role") {
+        Some(Value::BulkString(role)) if role != b"master" => Err(not_a_master()),
+        Some(Value::SimpleString(role)) if role != "master" => Err(not_a_master()),
+        _ => Ok(()),
+    }
+}
+
+fn not_a_master() -> RedisError {
+    (ErrorKind::Io, "it is no master any more").into()
 }
 
 fn names(clients: &[Client]) -> Vec<String> {
@@ -154,6 +168,7 @@ async fn track(
         .set_response_timeout(Some(timeout))
         .set_push_sender(listen);
     let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+    ping(&mut connection).await?;
     let mut track = cmd("CLIENT");
     track.arg("TRACKING").arg("ON").arg("BCAST").arg("PREFIX").arg(keys::LETTER.as_slice());
     track.query_async::<()>(&mut connection).await?;
