@@ -76,8 +76,15 @@ struct Floor {
 /// Where rows come from.
 enum Source {
     /// What DoGet gives, and what others are cut from.
-    Constant { usual: RecordBatch, most: RecordBatch },
-    Redis { redis: MultiplexedConnection, entities: u64, calls: AtomicU64 },
+    Constant {
+        usual: RecordBatch,
+        most: RecordBatch,
+    },
+    Redis {
+        redis: MultiplexedConnection,
+        entities: u64,
+        calls: AtomicU64,
+    },
 }
 
 impl Source {
@@ -164,10 +171,7 @@ impl FlightService for Floor {
         Err(Status::unimplemented(NOTHING_ELSE))
     }
 
-    async fn do_put(
-        &self,
-        _: Request<Streaming<FlightData>>,
-    ) -> Result<Response<Self::DoPutStream>, Status> {
+    async fn do_put(&self, _: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
         Err(Status::unimplemented(NOTHING_ELSE))
     }
 

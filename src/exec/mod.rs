@@ -4,6 +4,6 @@ pub(crate) mod asof;
 mod lookup;
 
 pub(crate) use lookup::{
-    DirectLookup, LatestScanExec, LookupExec, LookupNode, LookupOutput, LookupPlanner, LookupRequest, Missing,
-    Output, latest_schema, parts,
+    DirectLookup, LatestScanExec, LookupExec, LookupNode, LookupOutput, LookupPlanner, LookupRequest,
+    Missing, Output, latest_schema, parts,
 };

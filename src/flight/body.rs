@@ -122,7 +122,9 @@ impl http_body::Body for Messages {
                     return Poll::Ready(Some(added.map(|()| Frame::trailers(trailers))));
                 }
                 Poll::Pending => {
-                    return self.take_small().map_or(Poll::Pending, |small| Poll::Ready(Some(Ok(Frame::data(small)))));
+                    return self
+                        .take_small()
+                        .map_or(Poll::Pending, |small| Poll::Ready(Some(Ok(Frame::data(small)))));
                 }
             }
         }

@@ -68,7 +68,10 @@ impl Direct {
         let columns = (0..width).map(|place| {
             let column = column(rows.iter().map(|row| &cells(row)[place]), rows.len());
             let column = column.map_err(|what| {
-                Error::invalid(format!("parameter {} is {what} in one row and something else in another", place + 1))
+                Error::invalid(format!(
+                    "parameter {} is {what} in one row and something else in another",
+                    place + 1
+                ))
             })?;
             Ok((format!("${}", place + 1), column, true))
         });
@@ -85,7 +88,10 @@ fn cells(row: &Value) -> &[Value] {
 }
 
 /// The values as the narrowest type that holds them; `Err` says what could not be held with the rest.
-fn column<'a>(values: impl Iterator<Item = &'a Value> + Clone, rows: usize) -> Result<ArrayRef, Cow<'static, str>> {
+fn column<'a>(
+    values: impl Iterator<Item = &'a Value> + Clone,
+    rows: usize,
+) -> Result<ArrayRef, Cow<'static, str>> {
     let known = |value: &&&Value| !value.is_null();
     let all = |is: fn(&Value) -> bool| values.clone().filter(|value| known(&value)).all(is);
     Ok(match values.clone().find(|value| known(&value)) {

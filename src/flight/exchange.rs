@@ -45,7 +45,9 @@ pub(super) async fn exchange(
     }
     let direct = Direct::parse(&descriptor.cmd)?;
     if direct.has_parameters() {
-        return Err(Error::invalid("the parameters of an exchange are the batches that follow: leave them out of its descriptor"));
+        return Err(Error::invalid(
+            "the parameters of an exchange are the batches that follow: leave them out of its descriptor",
+        ));
     }
     let prepared = session.prepare(&direct.query).await?;
     if prepared.kind != StatementKind::Query {
@@ -70,7 +72,9 @@ fn questions(first: FlightData, rest: Streaming<FlightData>) -> BoxStream<'stati
         let question = match message.payload {
             DecodedPayload::None => Ok(None),
             DecodedPayload::Schema(_) if !std::mem::replace(&mut begun, true) => Ok(None),
-            DecodedPayload::Schema(_) => Err(Error::invalid("the schema changed in the middle of an exchange")),
+            DecodedPayload::Schema(_) => {
+                Err(Error::invalid("the schema changed in the middle of an exchange"))
+            }
             DecodedPayload::RecordBatch(batch) => Ok(Some((batch, message.inner.app_metadata))),
         };
         std::future::ready(question)

@@ -72,7 +72,9 @@ impl Service {
                 Request::Update(_) | Request::PreparedUpdate(_) | Request::Ingest(_) => {
                     Err(Error::invalid("this command changes something; send it through DoPut"))
                 }
-                Request::Ticket(_) | Request::Direct(_) => Err(Error::invalid("a ticket is fetched through DoGet")),
+                Request::Ticket(_) | Request::Direct(_) => {
+                    Err(Error::invalid("a ticket is fetched through DoGet"))
+                }
             }
         })
         .await
@@ -111,7 +113,9 @@ impl Service {
                         };
                         Ok((query::fetch(&session, encoder, ticket).await?, query_id))
                     }
-                    Request::Direct(direct) => Ok((query::fetch_direct(&session, encoder, &direct).await?, None)),
+                    Request::Direct(direct) => {
+                        Ok((query::fetch_direct(&session, encoder, &direct).await?, None))
+                    }
                     Request::Metadata(request) => {
                         let batch = metadata::answer(&session, request).await?;
                         Ok((encoder.encode(batch.schema(), stream::iter([Ok(batch)])), None))

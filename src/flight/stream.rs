@@ -45,7 +45,8 @@ impl Encoder {
         if let Some((_, message)) = self.schemas.get(&address) {
             return Ok(message);
         }
-        let message: Message = FlightData::from(SchemaAsIpc::new(schema, &IpcWriteOptions::default())).try_into()?;
+        let message: Message =
+            FlightData::from(SchemaAsIpc::new(schema, &IpcWriteOptions::default())).try_into()?;
         self.schemas.insert(address, (Arc::clone(schema), message.clone()));
         Ok(message)
     }
@@ -57,7 +58,8 @@ impl Encoder {
         batches: impl Stream<Item = Result<RecordBatch>> + Send + Unpin + 'static,
     ) -> Answers<Message> {
         let opening = stream::iter([self.schema(&schema)]);
-        let messages = Pieces { batches, waiting: VecDeque::new() }.map(|piece| Message::of_batch(&piece?, &[]));
+        let messages =
+            Pieces { batches, waiting: VecDeque::new() }.map(|piece| Message::of_batch(&piece?, &[]));
         opening.chain(messages).map(|message| message.map_err(Status::from)).boxed()
     }
 }
@@ -177,8 +179,11 @@ mod tests {
 
     async fn round_trip(batches: Vec<RecordBatch>) -> (Vec<usize>, Vec<RecordBatch>) {
         let schema = batches[0].schema();
-        let messages: Vec<Message> =
-            Encoder::default().encode(schema, stream::iter(batches.into_iter().map(Ok))).try_collect().await.unwrap();
+        let messages: Vec<Message> = Encoder::default()
+            .encode(schema, stream::iter(batches.into_iter().map(Ok)))
+            .try_collect()
+            .await
+            .unwrap();
         let messages: Vec<FlightData> = messages.into_iter().map(received).collect();
         let sizes = messages.iter().map(|message| message.data_body.len()).collect();
         let messages = stream::iter(messages.into_iter().map(Ok));

@@ -43,11 +43,6 @@ impl EntityKey {
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
-
-    /// A copy that owns its bytes alone, for whoever keeps a key long after its neighbours are gone.
-    pub(crate) fn detached(&self) -> Self {
-        Self(Bytes::copy_from_slice(&self.0))
-    }
 }
 
 /// One key per row of `columns` (the entity key's columns, in key order, equally long). `None` where a column is

@@ -4,7 +4,9 @@ mod feature_group;
 mod key;
 mod packed;
 
-pub use feature_group::{Column, FeatureGroup, FeatureSchema, INGESTED_AT, SEQUENCE, TableName, system_fields};
+pub use feature_group::{
+    Column, FeatureGroup, FeatureSchema, INGESTED_AT, SEQUENCE, TableName, system_fields,
+};
 pub(crate) use key::{EntityKey, decode_keys, encode_keys};
 pub use packed::fuzzing;
 pub(crate) use packed::{

@@ -74,7 +74,9 @@ impl Bound {
 pub(super) fn bind(plan: LogicalPlan, values: Option<&RecordBatch>) -> Result<Bound> {
     let parameters = parameters(&plan)?;
     check_count(&parameters, values)?;
-    let Some(values) = values.filter(|values| values.num_columns() > 0) else { return Ok(Bound::Together(plan)) };
+    let Some(values) = values.filter(|values| values.num_columns() > 0) else {
+        return Ok(Bound::Together(plan));
+    };
     if let Some(looked_up) = bind_latest_rows(&plan, values)? {
         return Ok(Bound::Together(looked_up));
     }

@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Float64Type, Int64Type, Schema};
-use arrow_flight::decode::FlightDataDecoder;
 use arrow_flight::decode::DecodedPayload;
+use arrow_flight::decode::FlightDataDecoder;
 use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::error::FlightError;
 use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_flight::{FlightData, FlightDescriptor, Ticket};
 use fletching::Server;
 use fletching::clock::ManualClock;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{TryStreamExt, stream};
 use tempfile::TempDir;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -37,7 +37,8 @@ impl Stage {
         let server = start_server(data.path(), clock.clone()).await.unwrap();
         let stage = Self { server, clock, _data: data };
         stage.update(GROUP).await;
-        let rows: Vec<String> = (0..100).map(|u| format!("({u}, TIMESTAMP '2026-01-30', {u}, {u}.25)")).collect();
+        let rows: Vec<String> =
+            (0..100).map(|u| format!("({u}, TIMESTAMP '2026-01-30', {u}, {u}.25)")).collect();
         stage.update(&format!("INSERT INTO activity VALUES {}", rows.join(", "))).await;
         stage
     }
@@ -70,7 +71,8 @@ fn ticket(query: &str, parameters: &str) -> String {
 }
 
 fn column(batches: &[RecordBatch], name: &str) -> Vec<Option<i64>> {
-    let column = |batch: &RecordBatch| batch.column_by_name(name).unwrap().as_primitive::<Int64Type>().clone();
+    let column =
+        |batch: &RecordBatch| batch.column_by_name(name).unwrap().as_primitive::<Int64Type>().clone();
     batches.iter().flat_map(|batch| column(batch).iter().collect::<Vec<_>>()).collect()
 }
 
@@ -114,7 +116,10 @@ async fn what_a_ticket_cannot_do_is_the_callers_mistake() {
         assert!(matches!(error.code(), Code::InvalidArgument | Code::NotFound), "{ticket}: {error}");
         assert!(error.message().contains(expected), "{ticket}: {error}");
     }
-    assert_eq!(column(&stage.get(r#"{"query": "SELECT count(*) n FROM activity"}"#).await.unwrap(), "n"), [Some(100)]);
+    assert_eq!(
+        column(&stage.get(r#"{"query": "SELECT count(*) n FROM activity"}"#).await.unwrap(), "n"),
+        [Some(100)]
+    );
 }
 
 /// What is kept ready follows what it was made of: definitions, temporary tables, and the clock.
@@ -134,8 +139,10 @@ async fn a_statement_that_is_kept_ready_means_what_it_would_mean_now() {
     // A session that hides the group behind a table of its own.
     let session = stage.server.engine().session();
     session.update("CREATE TEMP TABLE activity (user_id VARCHAR)", None).await.unwrap();
-    let keys = RecordBatch::try_from_iter([("k", Arc::new(StringArray::from(vec!["7"])) as ArrayRef)]).unwrap();
-    let error = session.query(LATEST, Some(&keys)).await.err().expect("a temporary table is no feature group");
+    let keys =
+        RecordBatch::try_from_iter([("k", Arc::new(StringArray::from(vec!["7"])) as ArrayRef)]).unwrap();
+    let error =
+        session.query(LATEST, Some(&keys)).await.err().expect("a temporary table is no feature group");
     assert!(error.to_string().contains("is not a feature group"), "{error}");
 }
 
@@ -146,18 +153,25 @@ fn questions(query: &str, batches: Vec<(Vec<i64>, &str)>) -> Vec<FlightData> {
         batches.into_iter().map(|(users, metadata)| (users, metadata.to_owned())).unzip();
     let rows: Vec<_> = users
         .into_iter()
-        .map(|users| Ok(RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(Int64Array::from(users))]).unwrap()))
+        .map(|users| {
+            Ok(RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(Int64Array::from(users))]).unwrap())
+        })
         .collect();
     let descriptor = FlightDescriptor::new_cmd(format!(r#"{{"query": {query:?}}}"#));
-    let encoder = FlightDataEncoderBuilder::new().with_schema(schema).with_flight_descriptor(Some(descriptor));
-    let messages: Vec<_> = futures::executor::block_on(encoder.build(stream::iter(rows)).try_collect()).unwrap();
+    let encoder =
+        FlightDataEncoderBuilder::new().with_schema(schema).with_flight_descriptor(Some(descriptor));
+    let messages: Vec<_> =
+        futures::executor::block_on(encoder.build(stream::iter(rows)).try_collect()).unwrap();
     let mut metadata = std::iter::once(String::new()).chain(metadata);
     let with = |message: FlightData| message.with_app_metadata(metadata.next().unwrap_or_default());
     messages.into_iter().map(with).collect()
 }
 
 /// Users, metadata and clicks of every batch that comes back.
-async fn exchange(stage: &Stage, messages: Vec<FlightData>) -> Result<Vec<(String, Vec<Option<i64>>)>, Status> {
+async fn exchange(
+    stage: &Stage,
+    messages: Vec<FlightData>,
+) -> Result<Vec<(String, Vec<Option<i64>>)>, Status> {
     let answers = stage.client().await.do_exchange(stream::iter(messages)).await?.into_inner();
     let decoded = FlightDataDecoder::new(answers.map_err(FlightError::from));
     let batches = decoded.try_filter_map(|message| async move {
@@ -189,7 +203,9 @@ async fn a_stream_of_questions_is_answered_in_order() {
     assert_eq!(answers, [("x".to_owned(), vec![Some(3)]), ("y".to_owned(), vec![Some(1)])]);
     assert!(exchange(&stage, questions(LATEST, vec![])).await.unwrap().is_empty());
     // A question of more rows than one message may answer.
-    let wide = exchange(&stage, questions(LATEST, vec![((0..200_000).map(|i| i % 100).collect(), "w")])).await.unwrap();
+    let wide = exchange(&stage, questions(LATEST, vec![((0..200_000).map(|i| i % 100).collect(), "w")]))
+        .await
+        .unwrap();
     assert!(wide.len() > 1 && wide.iter().all(|(metadata, _)| metadata == "w"));
     let clicks: Vec<Option<i64>> = wide.into_iter().flat_map(|(_, clicks)| clicks).collect();
     assert!(clicks.len() == 200_000 && clicks.iter().zip(0..).all(|(c, i)| *c == Some(i % 100)));

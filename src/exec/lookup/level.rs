@@ -109,9 +109,7 @@ impl Level {
         let mut columns = Vec::with_capacity(self.output.len());
         for output in &self.output {
             columns.push(match output {
-                Output::Input(expr) => {
-                    answer.input(&expr.evaluate(batch)?.into_array(batch.num_rows())?)?
-                }
+                Output::Input(expr) => answer.input(&expr.evaluate(batch)?.into_array(batch.num_rows())?)?,
                 Output::Latest(_) => {
                     latest.next().ok_or_else(|| Error::internal("a look-up lost a column"))?
                 }

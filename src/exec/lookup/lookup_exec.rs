@@ -112,7 +112,8 @@ impl LookupExec {
 fn keys_are_known_below(levels: &mut [Level], below: &LookupExec) -> Result<bool> {
     let mut told = Vec::with_capacity(levels.len());
     for level in levels.iter() {
-        let keys = level.asked.iter().map(|key| over_input(key, below)).collect::<Result<Option<Vec<_>>>>()?;
+        let keys =
+            level.asked.iter().map(|key| over_input(key, below)).collect::<Result<Option<Vec<_>>>>()?;
         let Some(keys) = keys else { return Ok(false) };
         told.push(keys);
     }
@@ -129,7 +130,9 @@ fn over_input(expr: &Arc<dyn PhysicalExpr>, lookup: &LookupExec) -> Result<Optio
             Output::Input(expr) => Some(Arc::clone(expr)),
             Output::Latest(i) => match LatestColumn::at(&lookup.request.group, *i) {
                 // Where nothing is found these show NULL, and others the key as it was asked.
-                LatestColumn::Key(key) if lookup.request.missing != Missing::Null => Some(Arc::clone(&lookup.keys[key])),
+                LatestColumn::Key(key) if lookup.request.missing != Missing::Null => {
+                    Some(Arc::clone(&lookup.keys[key]))
+                }
                 _ => None,
             },
         };

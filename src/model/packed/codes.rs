@@ -77,7 +77,9 @@ impl Kind {
             (Self::Variable, LENGTH_U16) => usize::from(u16::from_le_bytes(take(rest)?)),
             (Self::Variable, LENGTH_U32) => u32::from_le_bytes(take(rest)?) as usize,
             (Self::Variable, _) => usize::from(code) - 1,
-            _ => return Err(Error::corrupt(format!("it has a value of code {code}, which its type has not"))),
+            _ => {
+                return Err(Error::corrupt(format!("it has a value of code {code}, which its type has not")));
+            }
         };
         let (value, behind) = rest.split_at_checked(width).ok_or_else(too_short)?;
         *rest = behind;
@@ -302,7 +304,9 @@ mod tests {
             let (_, length, again) = double_of(value);
             assert_eq!((length, again.to_bits()), (bytes, value.to_bits()), "{value}");
         }
-        for (value, bytes) in [(0, 0), (1, 1), (-64, 1), (63, 1), (64, 1), (128, 2), (i64::MIN, 8), (i64::MAX, 8)] {
+        for (value, bytes) in
+            [(0, 0), (1, 1), (-64, 1), (63, 1), (64, 1), (128, 2), (i64::MIN, 8), (i64::MAX, 8)]
+        {
             let mut out = vec![];
             let code = put_int(value, &mut out);
             assert_eq!((out.len(), code, int(&out)), (bytes, bytes as u8 + 1, value), "{value}");

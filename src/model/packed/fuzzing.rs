@@ -26,8 +26,21 @@ fn group() -> FeatureGroup {
     let text = DataType::List(field("item", Utf8));
     let pair = DataType::Struct(Fields::from(vec![field("a", Float64), field("b", text.clone())]));
     let pairs = DataType::List(field("item", pair.clone()));
-    let features =
-        [Boolean, Int32, Int64, Float32, Float64, Decimal128(38, 10), Utf8, Binary, Date32, time.clone(), text, pair, pairs];
+    let features = [
+        Boolean,
+        Int32,
+        Int64,
+        Float32,
+        Float64,
+        Decimal128(38, 10),
+        Utf8,
+        Binary,
+        Date32,
+        time.clone(),
+        text,
+        pair,
+        pairs,
+    ];
     let columns = [Int64, time].into_iter().chain(features).enumerate();
     let columns = columns.map(|(i, data_type)| Column {
         field: field(&format!("c{i}"), data_type),

@@ -153,7 +153,10 @@ impl RowLayout {
         let mut schemas: Vec<WrittenSchema> =
             group.schemas.iter().filter_map(|written| WrittenSchema::new(written, &now)).collect();
         if schemas.is_empty() {
-            let slots = fields.iter().enumerate().map(|(i, f)| Slot { kind: Kind::of(f.data_type()), feature: Some(i) });
+            let slots = fields
+                .iter()
+                .enumerate()
+                .map(|(i, f)| Slot { kind: Kind::of(f.data_type()), feature: Some(i) });
             schemas.push(WrittenSchema { id: 0, slots: slots.collect() });
         }
         Ok(Self { fields, schemas })
@@ -170,7 +173,8 @@ impl WrittenSchema {
     fn new(written: &FeatureSchema, now: &[(i32, &DataType)]) -> Option<Self> {
         let slot = |(id, data_type): &(i32, DataType)| {
             check_type(data_type).ok()?;
-            let feature = now.iter().position(|(now_id, now_type)| now_id == id && reads_as(data_type, now_type));
+            let feature =
+                now.iter().position(|(now_id, now_type)| now_id == id && reads_as(data_type, now_type));
             Some(Slot { kind: Kind::of(data_type), feature })
         };
         let slots = written.features.iter().map(slot).collect::<Option<Vec<_>>>()?;

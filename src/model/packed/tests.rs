@@ -202,7 +202,10 @@ fn old_rows_read_right_after_features_came_went_and_widened() {
         datafusion::arrow::compute::take(&now[i], &UInt32Array::from(places.to_vec()), None).unwrap()
     };
     let known = [Some(0), None, Some(0), Some(0)];
-    assert_eq!(decoded, [column(2, known), column(0, known), column(1, [None, None, Some(0), None]), column(2, known)]);
+    assert_eq!(
+        decoded,
+        [column(2, known), column(0, known), column(1, [None, None, Some(0), None]), column(2, known)]
+    );
     // A server that does not know of the change yet must not read it as something else.
     let error = decode_features(&old, &[Some(&written_now)], &[0]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt);

@@ -1,9 +1,10 @@
 //! What the cache holds: entries, and the reads under way that will bring more.
 //!
-//! moka decides what stays. It is asked by a key's hash alone, and what it evicts is dropped here; the entries
-//! themselves lie in tables of our own, because moka's `get` costs several times what a look-up may: it reads the
-//! machine's clock, pins an epoch, counts a reference and queues a note for its policy at every hit. A sample of
-//! the hits, and every miss, is enough for that policy.
+//! moka decides what stays. It is asked by a key's hash alone, and what it evicts is dropped here. The entries
+//! themselves lie in tables of our own: moka's `get` follows a chain of pointers (bucket, key, entry, counter of
+//! references), each fetched from memory only when the one before has come, and leaves a note for the policy at every
+//! hit; with 100,000 entries that is seven times what a hit costs here, two thirds of it waiting for memory. A sample
+//! of the hits, and every miss, is enough for the policy.
 //!
 //! An entry lies in one allocation, which a look-up's answer is a slice of:
 //!
@@ -260,7 +261,7 @@ impl Kept {
                     Some(slot) => entries[at] = slot.entry(),
                     None => missed.push(at),
                 }
-                if slot.is_none() || (asked.hash ^ turn) % SAMPLED == 0 {
+                if slot.is_none() || (asked.hash ^ turn).is_multiple_of(SAMPLED) {
                     sampled.push(asked.hash);
                 }
             }

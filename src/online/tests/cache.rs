@@ -177,12 +177,14 @@ async fn it_holds_no_more_than_it_may() {
     assert!(held > 10_000 && held <= 20_000, "{held}");
 }
 
+type Answered = Result<Vec<Option<(i64, i64)>>>;
+
 /// A look-up of its own task: what it serves, or its error.
 fn ask(
     stage: &Arc<Stage>,
     users: &[i64],
     max_staleness: Option<Duration>,
-) -> tokio::task::JoinHandle<Result<Vec<Option<(i64, i64)>>>> {
+) -> tokio::task::JoinHandle<Answered> {
     let (stage, users) = (Arc::clone(stage), users.to_vec());
     tokio::spawn(async move {
         let found = stage.store.get(&stage.group, &keys(&users), max_staleness).await?;

@@ -100,7 +100,8 @@ fn hits() {
         .max_capacity(1 << 30)
         .build_with_hasher(foldhash::quality::RandomState::default());
     for key in keys(&all) {
-        moka.insert(key.detached(), Bytes::from(vec![7; ENTRY_BYTES]));
+        let key = EntityKey::from_stored(Bytes::copy_from_slice(key.as_bytes()));
+        moka.insert(key, Bytes::from(vec![7; ENTRY_BYTES]));
     }
     for threads in [1, 2] {
         let ns = measure(threads, BATCH, |keys| {

@@ -65,8 +65,9 @@ impl CompiledLatest {
         self: &Arc<Self>,
         parameters: &RecordBatch,
     ) -> Result<impl Stream<Item = Result<RecordBatch>> + Send + use<>> {
-        let keys = bound_keys(&self.group, &self.keys, parameters)?
-            .ok_or_else(|| Error::internal("a compiled look-up has a key that is neither constant nor parameter"))?;
+        let keys = bound_keys(&self.group, &self.keys, parameters)?.ok_or_else(|| {
+            Error::internal("a compiled look-up has a key that is neither constant nor parameter")
+        })?;
         let (this, now_us) = (Arc::clone(self), self.lookup.now_us());
         Ok(stream::iter(parts(keys)).then(move |keys| {
             let this = Arc::clone(&this);

@@ -149,10 +149,17 @@ impl OnlineStore for InPairs {
 #[tokio::test]
 async fn groups_in_one_query_are_read_in_one_go() {
     let stage = with_requests().await;
-    let other = FeatureGroup { id: Uuid::new_v4(), name: TableName::new("public", "other"), ..purchases(None) };
-    stage.define(other, vec![purchase_rows(&[(1, 7, Some(70), "a"), (2, 8, Some(80), "b"), (9, 9, Some(90), "c")])]).await;
+    let other =
+        FeatureGroup { id: Uuid::new_v4(), name: TableName::new("public", "other"), ..purchases(None) };
+    stage
+        .define(
+            other,
+            vec![purchase_rows(&[(1, 7, Some(70), "a"), (2, 8, Some(80), "b"), (9, 9, Some(90), "c")])],
+        )
+        .await;
     let store = InPairs { store: Arc::clone(&stage.store), both: tokio::sync::Barrier::new(2) };
-    let (store, clock): (Arc<dyn OnlineStore>, Arc<dyn Clock>) = (Arc::new(store), Arc::clone(&stage.clock) as _);
+    let (store, clock): (Arc<dyn OnlineStore>, Arc<dyn Clock>) =
+        (Arc::new(store), Arc::clone(&stage.clock) as _);
     let cases = [
         (
             "SELECT e.name, a.amount, b.amount FROM requests e JOIN LATEST(purchases) a USING (user_id) \
@@ -171,7 +178,8 @@ async fn groups_in_one_query_are_read_in_one_go() {
     ];
     for (sql, expected) in cases {
         let planner = Planner(Arc::clone(&store), Arc::clone(&clock));
-        let state = SessionStateBuilder::new_from_existing(stage.context.state()).with_query_planner(Arc::new(planner));
+        let state = SessionStateBuilder::new_from_existing(stage.context.state())
+            .with_query_planner(Arc::new(planner));
         let context = SessionContext::new_with_state(state.build());
         let plan = stage.plan(sql).await.unwrap();
         // One partition: pairs of partitions would do for pairs of groups.
