@@ -3,7 +3,7 @@
 //! The client that the redis crate brings for clusters is not used: its MGET leaves out what it has no connection for,
 //! and the answers of the other nodes then stand in the wrong places.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -62,11 +62,6 @@ impl SlotMap {
     pub(super) fn first_slots(&self) -> Vec<u16> {
         let first = |master| self.owners.iter().position(|owner| *owner == Some(master));
         (0..self.masters.len() as u16).filter_map(|master| Some(first(master)? as u16)).collect()
-    }
-
-    pub(super) fn same_owners(&self, other: &Self) -> bool {
-        (0..SLOTS as u16)
-            .all(|slot| self.owner(slot).map(|n| n.address()) == other.owner(slot).map(|n| n.address()))
     }
 }
 
@@ -401,20 +396,80 @@ impl Cluster {
         Ok(map)
     }
 
-    /// Whether any master has slots on their way in or out.
-    pub(super) async fn is_moving_slots(&self, map: &SlotMap, deadline: Instant) -> Result<bool, Trouble> {
-        let mut commands = Pipeline::new();
-        commands.cmd("CLUSTER").arg("NODES");
-        for node in map.masters() {
+    /// Asks every master what it has itself. Of the others a node may know what was true a moment ago: after a slot has
+    /// moved, the third to hear of it hears of it last.
+    pub(super) async fn census(&self, deadline: Instant) -> Result<Census, Trouble> {
+        let mut census = Census::default();
+        let mut known = self.fresh_map(deadline).await?.masters.clone();
+        let mut heard_of: BTreeMap<String, String> = BTreeMap::new();
+        loop {
+            let node = match known.pop() {
+                Some(node) => node,
+                None => match heard_of.pop_first() {
+                    Some((id, _)) if census.own.contains_key(&id) => continue,
+                    Some((_, address)) => self.node(&address)?,
+                    None => return Ok(census),
+                },
+            };
+            let mut commands = Pipeline::new();
+            commands.cmd("CLUSTER").arg("NODES");
             let value = node.ask(&commands, deadline).await?.pop().unwrap_or_default();
             let listed: String = ::redis::from_redis_value(value)
                 .map_err(|error| Trouble::said(node.address(), ::redis::RedisError::from(error)))?;
-            // Only of itself a node tells: [93-<-id of the node it comes from], [77->-id of the node it goes to].
-            if listed.contains("-<-") || listed.contains("->-") {
-                return Ok(true);
+            for line in listed.lines().filter_map(NodeLine::parse) {
+                if line.is("myself") {
+                    census.moving |= line.slots.contains("-<-") || line.slots.contains("->-");
+                    census.own.insert(line.id.to_owned(), line.slots.to_owned());
+                    census.masters.extend(line.is("master").then(|| Arc::clone(&node)));
+                } else if line.is("master") && !line.is_gone() {
+                    heard_of.insert(line.id.to_owned(), line.address.to_owned());
+                }
             }
         }
-        Ok(false)
+    }
+}
+
+/// Which masters there are, and what each says that it has.
+#[derive(Default)]
+pub(super) struct Census {
+    pub(super) masters: Vec<Arc<Node>>,
+    /// Slots by the node's id.
+    own: BTreeMap<String, String>,
+    /// Whether any has slots on their way in or out.
+    moving: bool,
+}
+
+impl Census {
+    /// Whether no key can have changed its node since `before` was taken.
+    pub(super) fn settled_since(&self, before: &Self) -> bool {
+        !self.moving && self.own == before.own
+    }
+}
+
+/// A line of CLUSTER NODES: `id host:port@bus,hostname flags master ping pong epoch link slots…`, where a node's own line
+/// ends in `[93-<-id]` for a slot that comes and `[77->-id]` for one that goes.
+struct NodeLine<'a> {
+    id: &'a str,
+    address: &'a str,
+    flags: &'a str,
+    slots: &'a str,
+}
+
+impl<'a> NodeLine<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let mut parts = line.splitn(9, ' ');
+        let (id, address, flags) = (parts.next()?, parts.next()?, parts.next()?);
+        let address = address.split('@').next()?;
+        Some(Self { id, address, flags, slots: parts.nth(5).unwrap_or_default() })
+    }
+
+    fn is(&self, flag: &str) -> bool {
+        self.flags.split(',').any(|own| own == flag)
+    }
+
+    /// One that failed is not gone while it has slots that nobody took over.
+    fn is_gone(&self) -> bool {
+        self.is("noaddr") || self.is("handshake") || (self.is("fail") && self.slots.is_empty())
     }
 }
 
@@ -439,4 +494,21 @@ fn parse_slots(value: Value, asked: &Node) -> Option<Vec<(usize, usize, String)>
         Some((usize::try_from(*first).ok()?, usize::try_from(*last).ok()?, address))
     };
     ranges.into_iter().map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_about_nodes_are_read() {
+        let line = "07c3 127.0.0.1:30001@31001,host myself,master - 0 0 1 connected 0-5460 [77->-e7d1]";
+        let own = NodeLine::parse(line).unwrap();
+        assert_eq!((own.id, own.address, own.slots), ("07c3", "127.0.0.1:30001", "0-5460 [77->-e7d1]"));
+        assert!(own.is("myself") && own.is("master") && !own.is("slave") && !own.is_gone());
+        let failed = "e7d1 127.0.0.1:30002@31002 master,fail - 1 2 3 connected";
+        assert!(NodeLine::parse(failed).unwrap().is_gone());
+        assert!(!NodeLine::parse(&format!("{failed} 5461-10922")).unwrap().is_gone());
+        assert!(NodeLine::parse("vars currentEpoch").is_none());
+    }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ::redis::{Client, Cmd, IntoConnectionInfo, Pipeline, RedisError, Value};
 use tokio::time::Instant;
 
-use super::cluster::{Cluster, SlotMap};
+use super::cluster::{Census, Cluster};
 use super::keys::StoredKeys;
 use super::node::{Connected, Node, Trouble, brief};
 use crate::error::{Error, Result};
@@ -29,7 +29,7 @@ pub(super) struct Server {
 
 enum Topology {
     Alone(Arc<Node>),
-    Cluster(Cluster),
+    Cluster(Box<Cluster>),
 }
 
 /// Commands on keys, which may be split among calls and servers at will.
@@ -68,7 +68,7 @@ impl Server {
         let name = format!("redis cluster {}", addresses.join(","));
         let cluster = Cluster::new(seeds, timeout)
             .ok_or_else(|| Error::invalid("the online store's cluster has no node to begin with"))?;
-        Ok(Self { topology: Topology::Cluster(cluster), name, timeout })
+        Ok(Self { topology: Topology::Cluster(Box::new(cluster)), name, timeout })
     }
 
     pub(super) fn name(&self) -> &str {
@@ -104,10 +104,14 @@ impl Server {
     pub(super) async fn masters(&self) -> Result<Vec<Client>> {
         let nodes = match &self.topology {
             Topology::Alone(node) => vec![Arc::clone(node)],
-            Topology::Cluster(cluster) => {
-                let map = cluster.fresh_map(self.deadline()).await.map_err(|t| self.failed(t))?;
-                map.masters().to_vec()
-            }
+            Topology::Cluster(cluster) => match cluster.census(self.deadline()).await {
+                Ok(census) => census.masters,
+                // One is down: what another knows of them will do.
+                Err(_) => {
+                    let map = cluster.fresh_map(self.deadline()).await.map_err(|t| self.failed(t))?;
+                    map.masters().to_vec()
+                }
+            },
         };
         Ok(nodes.iter().map(|node| node.client().clone()).collect())
     }
@@ -124,7 +128,7 @@ impl Server {
     }
 
     pub(super) fn scan(self: &Arc<Self>, pattern: String) -> Scan {
-        Scan { server: Arc::clone(self), pattern, rounds: 0, left: Vec::new(), place: None, map: None }
+        Scan { server: Arc::clone(self), pattern, rounds: 0, left: Vec::new(), place: None, census: None }
     }
 
     fn deadline(&self) -> Instant {
@@ -218,8 +222,8 @@ pub(super) struct Scan {
     /// The node being scanned, and from where it goes on. Cursors mean something to one run of a server only, so the
     /// connection must stay the same: over a restart the walk would skip keys.
     place: Option<(Arc<Node>, Connected, u64)>,
-    /// Which node had which slot when the round began.
-    map: Option<Arc<SlotMap>>,
+    /// Who had what when the round began.
+    census: Option<Census>,
 }
 
 impl Scan {
@@ -273,15 +277,12 @@ impl Scan {
             Topology::Alone(_) if self.rounds > 0 => return Ok(false),
             Topology::Alone(node) => self.left = vec![Arc::clone(node)],
             Topology::Cluster(cluster) => {
-                let map = cluster.fresh_map(deadline).await?;
-                if let Some(before) = &self.map
-                    && before.same_owners(&map)
-                    && !cluster.is_moving_slots(&map, deadline).await?
-                {
+                let census = cluster.census(deadline).await?;
+                if self.census.as_ref().is_some_and(|before| census.settled_since(before)) {
                     return Ok(false);
                 }
-                self.left = map.masters().to_vec();
-                self.map = Some(map);
+                self.left = census.masters.clone();
+                self.census = Some(census);
             }
         }
         self.rounds += 1;
