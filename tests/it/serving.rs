@@ -6,9 +6,9 @@ use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Float64Type, Int64Type, Schema};
 use arrow_flight::decode::DecodedPayload;
 use arrow_flight::decode::FlightDataDecoder;
-use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::error::FlightError;
 use arrow_flight::flight_service_client::FlightServiceClient;
+use arrow_flight::utils::batches_to_flight_data;
 use arrow_flight::{FlightData, FlightDescriptor, Ticket};
 use fletching::Server;
 use fletching::clock::ManualClock;
@@ -151,17 +151,12 @@ fn questions(query: &str, batches: Vec<(Vec<i64>, &str)>) -> Vec<FlightData> {
     let schema = Arc::new(Schema::new(vec![Field::new("user_id", DataType::Int64, true)]));
     let (users, metadata): (Vec<_>, Vec<String>) =
         batches.into_iter().map(|(users, metadata)| (users, metadata.to_owned())).unzip();
-    let rows: Vec<_> = users
-        .into_iter()
-        .map(|users| {
-            Ok(RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(Int64Array::from(users))]).unwrap())
-        })
-        .collect();
+    let rows = users.into_iter().map(|users| {
+        RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(Int64Array::from(users))]).unwrap()
+    });
+    let mut messages = batches_to_flight_data(&schema, rows.collect()).unwrap();
     let descriptor = FlightDescriptor::new_cmd(format!(r#"{{"query": {query:?}}}"#));
-    let encoder =
-        FlightDataEncoderBuilder::new().with_schema(schema).with_flight_descriptor(Some(descriptor));
-    let messages: Vec<_> =
-        futures::executor::block_on(encoder.build(stream::iter(rows)).try_collect()).unwrap();
+    messages[0].flight_descriptor = Some(descriptor);
     let mut metadata = std::iter::once(String::new()).chain(metadata);
     let with = |message: FlightData| message.with_app_metadata(metadata.next().unwrap_or_default());
     messages.into_iter().map(with).collect()
