@@ -43,7 +43,7 @@ def ingest(url, table, served, entities):
     rows = SERVED[served](entities)
     with connect(url) as connection, connection.cursor() as cursor:
         started = time.perf_counter()
-        cursor.adbc_ingest(table, rows, mode="append")
+        cursor.adbc_ingest(table, rows.to_reader(max_chunksize=16384), mode="append")
         return {"seconds": time.perf_counter() - started}
 
 
