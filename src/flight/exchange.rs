@@ -7,12 +7,12 @@
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
 use arrow_flight::FlightData;
 use arrow_flight::decode::{DecodedPayload, FlightDataDecoder};
 use arrow_flight::error::FlightError;
 use bytes::Bytes;
-use datafusion::execution::SendableRecordBatchStream;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tonic::{Status, Streaming};
 
@@ -24,8 +24,11 @@ use super::stream::{Answers, Encoder, Stoppable, pieces};
 use crate::error::{Error, Result};
 use crate::sql::{Session, StatementKind};
 
-/// Questions that are being answered at a time; the client's next ones wait in its stream.
-const QUESTIONS_MAX: usize = 16;
+/// Answers that are in the making at a time; the client's next questions wait in its stream.
+const IN_FLIGHT_MAX: usize = 4;
+/// Questions that are answered together when they have come together, and the rows of their answers.
+const TOGETHER_MAX: usize = 64;
+const TOGETHER_ROWS_MAX: usize = 8192;
 
 /// A batch of parameters, and the metadata that goes back with its answer.
 type Question = (RecordBatch, Bytes);
@@ -57,18 +60,25 @@ pub(super) async fn exchange(
     }
     let schema = prepared.schema;
     let opening = stream::iter([encoder.schema(&schema).map_err(Status::from)]);
-    let sql: Arc<str> = direct.query.into();
     // A server that is stopping answers what it has been asked, and hears no more questions.
     let stopping = Box::pin(async move {
         drain.draining().await;
         Error::unavailable("the server is stopping: ask another, or again when it is back")
     });
     let questions = Stoppable::new(questions(first, messages), stopping, ());
-    let answers = questions
-        .map(move |question| answer(Arc::clone(&session), Arc::clone(&sql), Arc::clone(&schema), question))
-        .buffered(QUESTIONS_MAX)
-        .try_flatten();
-    Ok(opening.chain(answers).boxed())
+    let asked = Arc::new(Asked { session, sql: direct.query, schema });
+    if let Some(rows_each) = prepared.rows_each {
+        let together = questions.ready_chunks(TOGETHER_MAX).map(move |questions| {
+            let asked = Arc::clone(&asked);
+            async move { Ok::<_, Status>(stream::iter(asked.answer_together(questions, rows_each).await)) }
+        });
+        return Ok(opening.chain(together.buffered(IN_FLIGHT_MAX).try_flatten()).boxed());
+    }
+    let answers = questions.map(move |question| {
+        let asked = Arc::clone(&asked);
+        async move { asked.answer(question?).await }
+    });
+    Ok(opening.chain(answers.buffered(IN_FLIGHT_MAX).try_flatten()).boxed())
 }
 
 /// The batches of the client, without the schema before them.
@@ -90,34 +100,99 @@ fn questions(first: FlightData, rest: Streaming<FlightData>) -> Answers<Question
     questions.map_err(Status::from).boxed()
 }
 
-/// The answer to one question, of which the first batch is there already: so many questions are read for together.
-async fn answer(
+/// What an exchange asks for.
+struct Asked {
     session: Arc<Session>,
-    sql: Arc<str>,
+    sql: String,
     schema: SchemaRef,
-    question: Result<Question, Status>,
-) -> Result<Answers<Message>, Status> {
-    let (parameters, metadata) = question?;
-    let mut batches: SendableRecordBatchStream = session.query(&sql, Some(&parameters)).await?;
-    if batches.schema() != schema {
-        return Err(other_schema(&session, &sql, &schema).await?.into());
-    }
-    let first = match batches.try_next().await.map_err(Error::from)? {
-        Some(first) => first,
-        None => RecordBatch::new_empty(schema),
-    };
-    let batches = stream::iter([Ok(first)]).chain(batches.map_err(Error::from));
-    let parts = batches.map_ok(|batch| stream::iter(pieces(batch)).map(Ok)).try_flatten();
-    let messages = parts.and_then(move |part| std::future::ready(Message::of_batch(&part, &metadata)));
-    Ok(messages.map_err(Status::from).boxed())
 }
 
-/// Why the result of a query is not what the opening of the exchange said.
-async fn other_schema(session: &Session, sql: &str, schema: &SchemaRef) -> Result<Error> {
-    Ok(match session.prepare(sql).await?.schema == *schema {
-        true => Error::invalid(
-            "the types of the result depend on those of the parameters: CAST the placeholders of the query",
-        ),
-        false => Error::conflict("the definition of what is asked has changed: begin the exchange anew"),
-    })
+impl Asked {
+    /// The answer to one question, of which the first batch is there already: so many questions are read for at a time.
+    async fn answer(&self, (parameters, metadata): Question) -> Result<Answers<Message>, Status> {
+        let mut batches = self.session.query(&self.sql, Some(&parameters)).await?;
+        if batches.schema() != self.schema {
+            return Err(self.other_schema().await?.into());
+        }
+        let first = match batches.try_next().await.map_err(Error::from)? {
+            Some(first) => first,
+            None => RecordBatch::new_empty(Arc::clone(&self.schema)),
+        };
+        let batches = stream::iter([Ok(first)]).chain(batches.map_err(Error::from));
+        let parts = batches.map_ok(|batch| stream::iter(pieces(batch)).map(Ok)).try_flatten();
+        let messages = parts.and_then(move |part| std::future::ready(Message::of_batch(&part, &metadata)));
+        Ok(messages.map_err(Status::from).boxed())
+    }
+
+    /// The answers to questions that came together, of which each row has `rows_each` rows: read for at once. Ends
+    /// with the first error.
+    async fn answer_together(
+        &self,
+        questions: Vec<Result<Question, Status>>,
+        rows_each: usize,
+    ) -> Vec<Result<Message, Status>> {
+        let mut messages = Vec::with_capacity(questions.len() + 1);
+        let mut questions = questions.into_iter().peekable();
+        while questions.peek().is_some() {
+            let (mut together, mut rows) = (Vec::new(), 0);
+            while let Some(Ok(question)) = questions.next_if(|question| match question {
+                Ok((next, _)) => rows == 0 || rows + next.num_rows() * rows_each <= TOGETHER_ROWS_MAX,
+                Err(_) => false,
+            }) {
+                rows += question.0.num_rows() * rows_each;
+                together.push(question);
+            }
+            if let Err(status) = self.append_answers(&together, rows_each, &mut messages).await {
+                messages.push(Err(status));
+                break;
+            }
+            if let Some(Err(status)) = questions.next_if(Result::is_err) {
+                messages.push(Err(status));
+                break;
+            }
+        }
+        messages
+    }
+
+    async fn append_answers(
+        &self,
+        questions: &[Question],
+        rows_each: usize,
+        messages: &mut Vec<Result<Message, Status>>,
+    ) -> Result<(), Status> {
+        let Some((first, _)) = questions.first() else { return Ok(()) };
+        let parameters = match questions.len() {
+            1 => first.clone(),
+            _ => concat_batches(first.schema_ref(), questions.iter().map(|(parameters, _)| parameters))
+                .map_err(Error::from)?,
+        };
+        let batches = self.session.query(&self.sql, Some(&parameters)).await?;
+        if batches.schema() != self.schema {
+            return Err(self.other_schema().await?.into());
+        }
+        let batches: Vec<RecordBatch> = batches.try_collect().await.map_err(Error::from)?;
+        let answers = match batches.as_slice() {
+            [only] => only.clone(),
+            _ => concat_batches(&self.schema, &batches).map_err(Error::from)?,
+        };
+        let mut start = 0;
+        for (parameters, metadata) in questions {
+            let rows = parameters.num_rows() * rows_each;
+            for piece in pieces(answers.slice(start, rows)) {
+                messages.push(Ok(Message::of_batch(&piece, metadata)?));
+            }
+            start += rows;
+        }
+        Ok(())
+    }
+
+    /// Why the result of the query is not what the opening of the exchange said.
+    async fn other_schema(&self) -> Result<Error> {
+        Ok(match self.session.prepare(&self.sql).await?.schema == self.schema {
+            true => Error::invalid(
+                "the types of the result depend on those of the parameters: CAST the placeholders of the query",
+            ),
+            false => Error::conflict("the definition of what is asked has changed: begin the exchange anew"),
+        })
+    }
 }

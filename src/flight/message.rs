@@ -8,8 +8,8 @@
 //!
 //! Small buffers and padding are copied together: a part of its own costs more than they do.
 
-use arrow::array::{Array, ArrayData, RecordBatch};
-use arrow::buffer::{Buffer, MutableBuffer};
+use arrow::array::{Array, ArrayData, ArrayRef, RecordBatch, downcast_primitive_array};
+use arrow::buffer::Buffer;
 use arrow::datatypes::{ArrowNativeType, DataType};
 use arrow::ipc::writer::{CompressionContext, DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
 use arrow::ipc::{self, MessageBuilder, MessageHeader, MetadataVersion, RecordBatchBuilder};
@@ -49,7 +49,8 @@ impl Message {
         body: impl IntoIterator<Item = Bytes>,
         length: usize,
     ) -> Result<Self> {
-        let mut head = BytesMut::with_capacity(header.len() + app_metadata.len() + 32);
+        let copied = length.min(COPIED_BYTES_MAX);
+        let mut head = BytesMut::with_capacity(header.len() + app_metadata.len() + copied + 32);
         head.put_bytes(0, 5);
         for (tag, field) in [(DATA_HEADER, header), (APP_METADATA, app_metadata)] {
             if !field.is_empty() {
@@ -81,11 +82,11 @@ impl Message {
         if !batch.schema_ref().fields().iter().all(|field| is_flat(field.data_type())) {
             return Self::of_nested(batch, app_metadata);
         }
-        let mut body = Body::default();
+        let mut body = Body::for_columns(batch.num_columns());
         let mut nodes = Vec::with_capacity(batch.num_columns());
         for column in batch.columns() {
             nodes.push(ipc::FieldNode::new(column.len() as i64, column.null_count() as i64));
-            body.push_array(&column.to_data());
+            body.push_column(column);
         }
         let (parts, buffers, length) = body.finish();
         Self::new(&header(batch.num_rows(), &nodes, &buffers, length), app_metadata, parts, length)
@@ -164,19 +165,42 @@ impl AsRef<[u8]> for Shared {
 }
 
 impl Body {
+    /// With room for columns whose buffers are small.
+    fn for_columns(columns: usize) -> Self {
+        Self {
+            small: BytesMut::with_capacity(columns * ALIGNMENT + SHARED_BYTES_MIN),
+            buffers: Vec::with_capacity(columns * 2),
+            ..Self::default()
+        }
+    }
+
+    /// A flat column; numbers without a detour.
+    fn push_column(&mut self, column: &ArrayRef) {
+        downcast_primitive_array!(
+            column => {
+                match column.nulls() {
+                    Some(nulls) if nulls.null_count() > 0 => self.push(&nulls.inner().sliced()),
+                    _ => self.push_nothing(),
+                }
+                self.push(column.values().inner());
+            },
+            _ => self.push_array(&column.to_data())
+        )
+    }
+
     /// A flat column.
     fn push_array(&mut self, data: &ArrayData) {
-        self.push(match data.nulls() {
-            Some(nulls) if nulls.null_count() > 0 => nulls.inner().sliced(),
-            _ => MutableBuffer::new(0).into(),
-        });
+        match data.nulls() {
+            Some(nulls) if nulls.null_count() > 0 => self.push(&nulls.inner().sliced()),
+            _ => self.push_nothing(),
+        }
         match data.data_type() {
-            DataType::Boolean => self.push(data.buffers()[0].bit_slice(data.offset(), data.len())),
+            DataType::Boolean => self.push(&data.buffers()[0].bit_slice(data.offset(), data.len())),
             DataType::Utf8 | DataType::Binary => self.push_text::<i32>(data),
             DataType::LargeUtf8 | DataType::LargeBinary => self.push_text::<i64>(data),
             fixed => {
                 let width = fixed.primitive_width().unwrap_or_default();
-                self.push(data.buffers()[0].slice_with_length(data.offset() * width, data.len() * width));
+                self.push(&data.buffers()[0].slice_with_length(data.offset() * width, data.len() * width));
             }
         }
     }
@@ -184,13 +208,13 @@ impl Body {
     /// Offsets from 0 on, and the bytes between the first and the last.
     fn push_text<O: ArrowNativeType + std::ops::Sub<Output = O>>(&mut self, data: &ArrayData) {
         if data.is_empty() {
-            self.push(MutableBuffer::new(0).into());
-            self.push(MutableBuffer::new(0).into());
+            self.push_nothing();
+            self.push_nothing();
             return;
         }
         let offsets = &data.buffer::<O>(0)[..=data.len()];
         let (first, last) = (offsets[0], offsets[data.len()]);
-        self.push(match first.as_usize() {
+        self.push(&match first.as_usize() {
             0 => {
                 let (from, length) = (data.offset() * size_of::<O>(), size_of_val(offsets));
                 data.buffers()[0].slice_with_length(from, length)
@@ -198,17 +222,21 @@ impl Body {
             _ => offsets.iter().map(|offset| *offset - first).collect::<Vec<O>>().into(),
         });
         let length = last.as_usize() - first.as_usize();
-        self.push(data.buffers()[1].slice_with_length(first.as_usize(), length));
+        self.push(&data.buffers()[1].slice_with_length(first.as_usize(), length));
     }
 
-    fn push(&mut self, buffer: Buffer) {
+    fn push_nothing(&mut self) {
+        self.buffers.push(ipc::Buffer::new(self.length as i64, 0));
+    }
+
+    fn push(&mut self, buffer: &Buffer) {
         let (length, padding) = (buffer.len(), buffer.len().next_multiple_of(ALIGNMENT) - buffer.len());
         self.buffers.push(ipc::Buffer::new(self.length as i64, length as i64));
         if length < SHARED_BYTES_MIN {
-            self.small.put_slice(&buffer);
+            self.small.put_slice(buffer);
         } else {
             self.end_small();
-            self.parts.push(Bytes::from_owner(Shared(buffer)));
+            self.parts.push(Bytes::from_owner(Shared(buffer.clone())));
         }
         self.small.put_bytes(0, padding);
         self.length += length + padding;

@@ -73,7 +73,7 @@ impl CompiledStatements {
         self.by_text.get(sql).filter(|compiled| compiled.generation == self.generation())
     }
 
-    /// Keeps the plan of `sql`, if it is nothing but a look-up.
+    /// Keeps the plan of `sql`, if it is nothing but a look-up; returns of how many keys for each row of parameters.
     pub(super) fn keep(
         &self,
         engine: &Engine,
@@ -81,19 +81,21 @@ impl CompiledStatements {
         plan: &LogicalPlan,
         prepared: &Prepared,
         generation: u64,
-    ) -> Result<()> {
+    ) -> Result<Option<usize>> {
         if sql.len() > SQL_BYTES_MAX {
-            return Ok(());
+            return Ok(None);
         }
         let schema = Arc::clone(&prepared.schema);
-        if let Some(latest) = CompiledLatest::of(plan, schema, &engine.online, &engine.clock)? {
+        let latest = CompiledLatest::of(plan, schema, &engine.online, &engine.clock)?;
+        let keys = latest.as_ref().map(CompiledLatest::keys);
+        if let Some(latest) = latest {
             let parameters = Arc::clone(&prepared.parameters);
             let (checked_us, checking) = (AtomicI64::new(engine.clock.now_us()), Mutex::new(()));
             let compiled =
                 Compiled { latest: Arc::new(latest), parameters, generation, checked_us, checking };
             self.by_text.insert(sql.to_owned(), Arc::new(compiled));
         }
-        Ok(())
+        Ok(keys)
     }
 }
 
@@ -103,6 +105,7 @@ impl Compiled {
             kind: StatementKind::Query,
             schema: Arc::clone(self.latest.schema()),
             parameters: Arc::clone(&self.parameters),
+            rows_each: Some(self.latest.keys()),
         }
     }
 

@@ -52,6 +52,9 @@ pub struct Prepared {
     pub schema: SchemaRef,
     /// One field for each parameter, in order, named `$1`, `$2`, …; of type Null where the statement does not tell.
     pub parameters: SchemaRef,
+    /// How many rows each row of parameters gives, where that is a matter of the statement alone: then many rows of
+    /// parameters asked at once give what each would give by itself, in their order.
+    pub rows_each: Option<usize>,
 }
 
 /// One client's session. Its temporary tables and views go with it.
@@ -102,10 +105,14 @@ impl Session {
                 kind: StatementKind::Update,
                 schema: empty(),
                 parameters: bind::parameters(&plan)?,
+                rows_each: None,
             },
-            Planned::CreateFeatureGroup(_) | Planned::DropFeatureGroup { .. } => {
-                Prepared { kind: StatementKind::Update, schema: empty(), parameters: empty() }
-            }
+            Planned::CreateFeatureGroup(_) | Planned::DropFeatureGroup { .. } => Prepared {
+                kind: StatementKind::Update,
+                schema: empty(),
+                parameters: empty(),
+                rows_each: None,
+            },
         })
     }
 
@@ -118,9 +125,10 @@ impl Session {
     ) -> Result<Prepared> {
         let (kind, parameters) = (StatementKind::Query, bind::parameters(&plan)?);
         let schema = wire_schema(plan.schema().as_arrow());
-        let prepared = Prepared { kind, schema, parameters };
+        let mut prepared = Prepared { kind, schema, parameters, rows_each: None };
         if self.catalog.temp.is_empty() {
-            self.engine.compiled.keep(&self.engine, sql, &plan, &prepared, generation)?;
+            prepared.rows_each =
+                self.engine.compiled.keep(&self.engine, sql, &plan, &prepared, generation)?;
         }
         Ok(match values {
             Some(values) => {

@@ -55,53 +55,78 @@ impl ColumnBuilder {
         Self { data_type: data_type.clone(), nulls: NullBufferBuilder::new(rows), values }
     }
 
-    pub(super) fn append_null(&mut self) {
-        self.nulls.append_null();
+    fn append_null(&mut self) {
+        self.append_nulls(1);
+    }
+
+    pub(super) fn append_nulls(&mut self, count: usize) {
+        self.nulls.append_n_nulls(count);
         match &mut self.values {
-            Values::Bool(values) => values.append(false),
-            Values::I32(values) => values.push(0),
-            Values::I64(values) => values.push(0),
-            Values::F32(values) => values.push(0.0),
-            Values::F64(values) => values.push(0.0),
-            Values::I128(values) => values.push(0),
+            Values::Bool(values) => values.append_n(count, false),
+            Values::I32(values) => values.resize(values.len() + count, 0),
+            Values::I64(values) => values.resize(values.len() + count, 0),
+            Values::F32(values) => values.resize(values.len() + count, 0.0),
+            Values::F64(values) => values.resize(values.len() + count, 0.0),
+            Values::I128(values) => values.resize(values.len() + count, 0),
             Values::Bytes { offsets, .. } | Values::List { offsets, .. } => {
-                offsets.push(offsets.last().copied().unwrap_or_default());
+                offsets.resize(offsets.len() + count, offsets.last().copied().unwrap_or_default());
             }
-            Values::Struct(columns) => columns.iter_mut().for_each(ColumnBuilder::append_null),
+            Values::Struct(columns) => columns.iter_mut().for_each(|column| column.append_nulls(count)),
         }
     }
 
-    /// Appends a value as it stands in a row: its code, and the bytes that go with it.
+    /// Appends values as they stand in rows: the code that they have in common, and the bytes of each.
     ///
     /// # Errors
-    /// `Corrupt` where they are no value of the column's type.
+    /// `Corrupt` where they are no values of the column's type.
     #[inline]
-    pub(super) fn append_stored(&mut self, kind: Kind, code: u8, mut value: &[u8]) -> Result<()> {
+    pub(super) fn append_stored<'a>(
+        &mut self,
+        kind: Kind,
+        code: u8,
+        bytes: impl ExactSizeIterator<Item = &'a [u8]>,
+    ) -> Result<()> {
+        let count = bytes.len();
         if code == codes::NULL {
-            self.append_null();
+            self.append_nulls(count);
             return Ok(());
         }
         match &mut self.values {
-            Values::F64(values) if kind == Kind::Double => values.push(codes::double(code, value)),
-            Values::F64(values) => values.push(codes::float(code, value).into()),
-            Values::I64(values) => values.push(codes::int(value)),
-            Values::Bool(values) => values.append(codes::bool(code)),
-            Values::I32(values) => {
-                let small = i32::try_from(codes::int(value));
-                values.push(small.map_err(|_| Error::corrupt("a number in it is too large for its type"))?);
+            // One loop for each meaning of the code: what most values are is most often asked for.
+            Values::F64(values) if kind == Kind::Double && code == codes::RAW => {
+                values.extend(bytes.map(|bytes| f64::from_le_bytes(codes::fixed(bytes))));
             }
-            Values::F32(values) => values.push(codes::float(code, value)),
-            Values::I128(values) => values.push(codes::decimal(value)),
-            Values::Bytes { offsets, data } => append_bytes(offsets, data, value)?,
+            Values::F64(values) if kind == Kind::Double => {
+                values.extend(bytes.map(|bytes| codes::double(code, bytes)));
+            }
+            Values::F64(values) => values.extend(bytes.map(|bytes| f64::from(codes::float(code, bytes)))),
+            Values::I64(values) => values.extend(bytes.map(codes::int)),
+            Values::Bool(values) => values.append_n(count, codes::bool(code)),
+            Values::I32(values) => {
+                for bytes in bytes {
+                    let small = i32::try_from(codes::int(bytes));
+                    values
+                        .push(small.map_err(|_| Error::corrupt("a number in it is too large for its type"))?);
+                }
+            }
+            Values::F32(values) => values.extend(bytes.map(|bytes| codes::float(code, bytes))),
+            Values::I128(values) => values.extend(bytes.map(codes::decimal)),
+            Values::Bytes { offsets, data } => {
+                for bytes in bytes {
+                    append_bytes(offsets, data, bytes)?;
+                }
+            }
             Values::List { .. } | Values::Struct(_) => {
-                self.append_body(&mut value)?;
-                return match value.is_empty() {
-                    true => Ok(()),
-                    false => Err(Error::corrupt("a value is longer than it says")),
-                };
+                for mut bytes in bytes {
+                    self.append_body(&mut bytes)?;
+                    if !bytes.is_empty() {
+                        return Err(Error::corrupt("a value is longer than it says"));
+                    }
+                }
+                return Ok(());
             }
         }
-        self.nulls.append_non_null();
+        self.nulls.append_n_non_nulls(count);
         Ok(())
     }
 

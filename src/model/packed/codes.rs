@@ -14,7 +14,7 @@ pub(super) const NULL: u8 = 0;
 /// A floating-point number that is +0.
 const ZERO: u8 = 1;
 /// A floating-point number in its own bits.
-const RAW: u8 = 2;
+pub(super) const RAW: u8 = 2;
 /// A double that a REAL holds as well.
 const SINGLE: u8 = 3;
 /// The first of the decimals: four lengths for each of [`SCALES`].
@@ -56,6 +56,11 @@ impl Kind {
             DataType::Utf8 | DataType::Binary | DataType::List(_) | DataType::Struct(_) => Self::Variable,
             _ => Self::Int,
         }
+    }
+
+    /// Whether a value of this code has the length that the code says, and nothing before it.
+    pub(super) fn says_length(self, code: u8) -> bool {
+        self != Self::Variable || code < LENGTH_U8
     }
 
     /// The bytes of a value with this code at the start of `rest`, which moves behind them.
@@ -234,13 +239,13 @@ pub(super) fn put_variable(write: impl FnOnce(&mut Vec<u8>), out: &mut Vec<u8>) 
         ..=0xffff => (LENGTH_U16, 2),
         _ => (LENGTH_U32, 4),
     };
-    out.splice(start..start, bytes[..width].iter().copied());
+    drop(out.splice(start..start, bytes[..width].iter().copied()));
     Ok(code)
 }
 
 /// The bytes of a value whose code [`Kind::take`] has already held to this width.
 #[inline]
-fn fixed<const N: usize>(bytes: &[u8]) -> [u8; N] {
+pub(super) fn fixed<const N: usize>(bytes: &[u8]) -> [u8; N] {
     bytes.first_chunk().copied().unwrap_or([0; N])
 }
 

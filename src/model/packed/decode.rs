@@ -1,9 +1,12 @@
 //! Packed rows to Arrow columns.
+//!
+//! Rows whose codes are the same have their values at the same places. So rows are taken in runs of equal codes, and a
+//! run is decoded column by column; where every value differs in length, a run is a row.
 
 use datafusion::arrow::array::ArrayRef;
 
 use super::builder::{ColumnBuilder, take_slice, too_short};
-use super::codes::take_varint;
+use super::codes::{Kind, take_varint};
 use super::{Now, ORDER, RowLayout, WrittenSchema};
 use crate::error::{Error, Result};
 
@@ -27,19 +30,28 @@ pub(crate) fn decode_features(
         }
     }
     let mut plan: Option<Plan<'_>> = None;
+    let mut run = Run::default();
     for row in rows {
         let Some(row) = row else {
-            columns.iter_mut().for_each(ColumnBuilder::append_null);
+            run.end(plan.as_ref(), &mut columns)?;
+            columns.iter_mut().for_each(|column| column.append_nulls(1));
             continue;
         };
         let mut rest = row.get(ORDER..).ok_or_else(too_short)?;
         let id = take_varint(&mut rest)?;
-        let plan = match &mut plan {
-            Some(plan) if plan.schema.id == id => plan,
-            other => other.insert(Plan::new(layout, id, &place)?),
-        };
-        plan.append(rest, &mut columns)?;
+        if plan.as_ref().is_none_or(|plan| plan.schema.id != id) {
+            run.end(plan.as_ref(), &mut columns)?;
+            plan = Some(Plan::new(layout, id, &place)?);
+        }
+        if let Some(plan) = &plan
+            && !run.goes_on(row, rest)
+        {
+            run.end(Some(plan), &mut columns)?;
+            run.begin(plan, row, rest)?;
+        }
+        run.rows.push(row);
     }
+    run.end(plan.as_ref(), &mut columns)?;
     let columns = columns.into_iter().map(ColumnBuilder::finish).collect::<Result<Vec<_>>>()?;
     // Every wanted feature has a place by now.
     Ok(wanted.iter().filter_map(|&feature| Some(columns[place[feature]?].clone())).collect())
@@ -77,21 +89,67 @@ impl<'a> Plan<'a> {
         let absent = place.iter().flatten().filter(|column| !targets.contains(&Some(**column)));
         Ok(Self { schema, absent: absent.copied().collect(), targets })
     }
+}
 
-    /// Appends a row from its codes on.
-    fn append(&self, mut rest: &[u8], columns: &mut [ColumnBuilder]) -> Result<()> {
-        let codes = take_slice(&mut rest, self.schema.slots.len().div_ceil(2))?;
-        for (i, (slot, target)) in self.schema.slots.iter().zip(&self.targets).enumerate() {
-            let code = codes[i / 2] >> (i % 2 * 4) & 0xf;
+/// A value in a row: its column, and where its bytes stand from the start of the row.
+struct Value {
+    target: usize,
+    kind: Kind,
+    code: u8,
+    start: usize,
+    end: usize,
+}
+
+/// Rows of one schema, one length and the same codes.
+#[derive(Default)]
+struct Run<'a> {
+    rows: Vec<&'a [u8]>,
+    codes: &'a [u8],
+    /// Whether the codes say all lengths: then rows of the same codes have the same places.
+    is_fixed: bool,
+    values: Vec<Value>,
+}
+
+impl<'a> Run<'a> {
+    /// Whether a row, of which `rest` begins with the codes, belongs to it.
+    fn goes_on(&self, row: &[u8], rest: &[u8]) -> bool {
+        let first = self.rows.first();
+        self.is_fixed && first.is_some_and(|first| first.len() == row.len()) && rest.starts_with(self.codes)
+    }
+
+    fn begin(&mut self, plan: &Plan<'_>, row: &'a [u8], mut rest: &'a [u8]) -> Result<()> {
+        let slots = &plan.schema.slots;
+        self.codes = take_slice(&mut rest, slots.len().div_ceil(2))?;
+        self.is_fixed = true;
+        self.values.clear();
+        for (i, (slot, target)) in slots.iter().zip(&plan.targets).enumerate() {
+            let code = self.codes[i / 2] >> (i % 2 * 4) & 0xf;
+            self.is_fixed &= slot.kind.says_length(code);
             let value = slot.kind.take(code, &mut rest)?;
-            if let Some(target) = target {
-                columns[*target].append_stored(slot.kind, code, value)?;
+            if let Some(target) = *target {
+                let end = row.len() - rest.len();
+                self.values.push(Value { target, kind: slot.kind, code, start: end - value.len(), end });
             }
         }
-        if !rest.is_empty() {
-            return Err(Error::corrupt("it is longer than it says"));
+        match rest.is_empty() {
+            true => Ok(()),
+            false => Err(Error::corrupt("it is longer than it says")),
         }
-        self.absent.iter().for_each(|column| columns[*column].append_null());
+    }
+
+    /// Appends what it holds to the columns.
+    fn end(&mut self, plan: Option<&Plan<'_>>, columns: &mut [ColumnBuilder]) -> Result<()> {
+        if self.rows.is_empty() {
+            return Ok(());
+        }
+        for value in &self.values {
+            // Every row of the run is as long as the one that the places were found in.
+            let bytes = self.rows.iter().map(|row| &row[value.start..value.end]);
+            columns[value.target].append_stored(value.kind, value.code, bytes)?;
+        }
+        let absent = plan.map_or(&[][..], |plan| &plan.absent);
+        absent.iter().for_each(|column| columns[*column].append_nulls(self.rows.len()));
+        self.rows.clear();
         Ok(())
     }
 }

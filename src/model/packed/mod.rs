@@ -182,9 +182,12 @@ impl WrittenSchema {
     fn new(written: &FeatureSchema, now: &[(i32, &DataType)]) -> Option<Self> {
         let slot = |(id, data_type): &(i32, DataType)| {
             check_type(data_type).ok()?;
-            let feature =
-                now.iter().position(|(now_id, now_type)| now_id == id && reads_as(data_type, now_type));
-            Some(Slot { kind: Kind::of(data_type), feature })
+            let is_now = match now.iter().position(|(now_id, _)| now_id == id) {
+                None => Now::Dropped,
+                Some(feature) if reads_as(data_type, now[feature].1) => Now::Feature(feature),
+                Some(feature) => Now::Other(feature),
+            };
+            Some(Slot { kind: Kind::of(data_type), is_now })
         };
         let slots = written.features.iter().map(slot).collect::<Option<Vec<_>>>()?;
         Some(Self { id: u32::try_from(written.id).ok()?, slots })

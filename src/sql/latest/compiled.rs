@@ -52,6 +52,11 @@ impl CompiledLatest {
         &self.group
     }
 
+    /// How many keys it lists, and so how many rows each row of parameters gives.
+    pub(crate) fn keys(&self) -> usize {
+        self.keys.values.len()
+    }
+
     /// Columns of the answer.
     pub(crate) fn schema(&self) -> &SchemaRef {
         &self.schema
