@@ -26,9 +26,9 @@ use crate::sql::{Session, StatementKind};
 
 /// Answers that are in the making at a time; the client's next questions wait in its stream.
 const IN_FLIGHT_MAX: usize = 4;
-/// Questions that are answered together when they have come together, and the rows of their answers.
+/// Small questions are answered together when they have come together: so many, and so many rows.
 const TOGETHER_MAX: usize = 64;
-const TOGETHER_ROWS_MAX: usize = 8192;
+const TOGETHER_ROWS_MAX: usize = 256;
 
 /// A batch of parameters, and the metadata that goes back with its answer.
 type Question = (RecordBatch, Bytes);

@@ -57,6 +57,9 @@ pub(crate) fn decode_features(
     Ok(wanted.iter().filter_map(|&feature| Some(columns[place[feature]?].clone())).collect())
 }
 
+/// A run is no longer than that its rows stay in the first cache while column after column is read from them.
+const RUN_ROWS_MAX: usize = 64;
+
 /// Where the values of rows of one schema go.
 struct Plan<'a> {
     schema: &'a WrittenSchema,
@@ -113,8 +116,8 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     /// Whether a row, of which `rest` begins with the codes, belongs to it.
     fn goes_on(&self, row: &[u8], rest: &[u8]) -> bool {
-        let first = self.rows.first();
-        self.is_fixed && first.is_some_and(|first| first.len() == row.len()) && rest.starts_with(self.codes)
+        let same_length = self.rows.first().is_some_and(|first| first.len() == row.len());
+        self.is_fixed && same_length && self.rows.len() < RUN_ROWS_MAX && rest.starts_with(self.codes)
     }
 
     fn begin(&mut self, plan: &Plan<'_>, row: &'a [u8], mut rest: &'a [u8]) -> Result<()> {
