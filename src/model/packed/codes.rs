@@ -236,7 +236,7 @@ pub(super) fn put_variable(write: impl FnOnce(&mut Vec<u8>), out: &mut Vec<u8>) 
     let bytes = whole.to_le_bytes();
     let (code, width) = match length {
         ..=0xff => (LENGTH_U8, 1),
-        ..=0xffff => (LENGTH_U16, 2),
+        0x100..=0xffff => (LENGTH_U16, 2),
         _ => (LENGTH_U32, 4),
     };
     drop(out.splice(start..start, bytes[..width].iter().copied()));
