@@ -83,7 +83,9 @@ pub(super) async fn exchange(
 
 /// The batches of the client, without the schema before them.
 fn questions(first: FlightData, rest: Streaming<FlightData>) -> Answers<Question> {
+    // The descriptor, and metadata, may come in messages that hold nothing else.
     let messages = stream::iter([Ok(first)]).chain(rest.map_err(FlightError::from));
+    let messages = messages.try_filter(|message| std::future::ready(!message.data_header.is_empty()));
     let decoded = FlightDataDecoder::new(messages).map_err(from_decoder);
     let mut begun = false;
     let questions = decoded.try_filter_map(move |message| {

@@ -192,6 +192,11 @@ async fn a_stream_of_questions_is_answered_in_order() {
     let answers = exchange(&stage, questions(LATEST, many)).await.unwrap();
     assert_eq!(answers.len(), 2000);
     assert!(answers.iter().zip(0..).all(|((_, clicks), i)| clicks == &[Some(i % 100)]));
+    // Some clients send the descriptor ahead of the schema.
+    let mut ahead = questions(LATEST, vec![(vec![4], "x")]);
+    let descriptor = ahead[0].flight_descriptor.take();
+    ahead.insert(0, FlightData { flight_descriptor: descriptor, ..FlightData::default() });
+    assert_eq!(exchange(&stage, ahead).await.unwrap(), [("x".to_owned(), vec![Some(4)])]);
     // A query that needs planning, too; and no question at all.
     let sum = "SELECT sum(clicks) clicks FROM activity WHERE user_id < ?";
     let answers = exchange(&stage, questions(sum, vec![(vec![3], "x"), (vec![2], "y")])).await.unwrap();
