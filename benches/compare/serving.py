@@ -2,8 +2,9 @@
 
 Servers, Redis and load generator (benches/serving) share the machine's CPUs. A floor is a tonic server that does nothing
 but answer: with a constant batch, or with what one MGET finds. Fletching answers through Redis with the cache off (cold),
-through Redis with every entity cached, and from its embedded store with the cache off. Ratios are taken within a turn, in which everybody is measured once, and are medians over the turns.
-Answers are checked everywhere; a wrong one ends the run.
+through Redis with every entity cached, and from its embedded store with the cache off. Ratios are taken within a turn, in
+which everybody is measured once, and are medians over the turns. Answers
+are checked everywhere; a wrong one ends the run.
 """
 
 import argparse

@@ -78,7 +78,8 @@ impl Answerer {
         now_us: i64,
         read_us: i64,
     ) -> Result<Answer<'a>> {
-        let oldest_us = before(now_us, self.group.ttl);
+        let ttl_us = self.group.ttl.map(|ttl| i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX));
+        let oldest_us = ttl_us.map_or(i64::MIN, |ttl| now_us.saturating_sub(ttl));
         let mut rows = Vec::with_capacity(entries.len());
         let mut statuses = Vec::with_capacity(entries.len());
         for entry in entries {
@@ -117,12 +118,6 @@ impl Answerer {
         ))
         .with_source(error)
     }
-}
-
-/// The moment so long before `now_us`; the beginning of time where there is no limit.
-fn before(now_us: i64, limit: Option<Duration>) -> i64 {
-    let limit_us = limit.map(|limit| i64::try_from(limit.as_micros()).unwrap_or(i64::MAX));
-    limit_us.map_or(i64::MIN, |limit| now_us.saturating_sub(limit))
 }
 
 fn retain_present(rows: &mut Vec<Option<StoredRow<'_>>>, statuses: &[Status]) {

@@ -73,7 +73,8 @@ impl<'a> Plan<'a> {
     fn new(layout: &'a RowLayout, id: u32, place: &[Option<usize>]) -> Result<Self> {
         let schema = layout.schemas.iter().find(|schema| schema.id == id).ok_or_else(|| {
             Error::conflict(format!(
-                "it was written under schema {id}, which is not known here: the definition has changed, ask again"
+                "it was written under schema {id}, which is not known here: the definition has changed, ask again; if that \
+                 does not help, write the entity again"
             ))
         })?;
         let mut targets = Vec::with_capacity(schema.slots.len());

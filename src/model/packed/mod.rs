@@ -22,8 +22,9 @@
 //! ```
 //!
 //! The schema's features are its columns but for the entity key, the event time and the system columns, in the
-//! schema's order. The table's metadata keeps every schema, so a value is read as it was written however many features
-//! were added or dropped since: features meet by Iceberg's field id. A **code** is 0 for NULL, and otherwise:
+//! schema's order. The table's metadata keeps its schemas, so a value is read as it was written however many features
+//! were added or dropped since: features meet by Iceberg's field id. Where another engine has cleaned a schema out of the
+//! metadata, its rows cannot be read until they are written again. A **code** is 0 for NULL, and otherwise:
 //!
 //! ```text
 //! BOOLEAN                        1 false, 2 true; no bytes
