@@ -19,7 +19,7 @@ mod write;
 
 pub(crate) use history::{History, HistoryFile};
 pub use rows::packed_values_at;
-pub(crate) use rows::{Fetched, RowFile, ranges_of};
+pub(crate) use rows::{Buffers, Fetched, RowFile, ranges_of};
 pub(crate) use scan::IcebergTable;
 pub(crate) use schema::{storage_schema, storage_type};
 pub(crate) use store::{OfflineStore, TableSpec};

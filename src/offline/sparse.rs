@@ -33,7 +33,7 @@ use datafusion::physical_plan::{
 };
 use futures::stream::{self, Stream, StreamExt, TryStreamExt};
 
-use super::rows::{RowFile, ranges_of};
+use super::rows::{Buffers, RowFile, ranges_of};
 use crate::error::Error;
 
 /// Of so many rows about one is kept, as whoever plans such a scan expects.
@@ -71,6 +71,7 @@ struct Reader {
     /// Columns of the table that are put out.
     projection: Vec<usize>,
     schema: SchemaRef,
+    buffers: Buffers,
 }
 
 impl SparseScanExec {
@@ -116,7 +117,8 @@ impl SparseScanExec {
             EmissionType::Incremental,
             Boundedness::Bounded,
         );
-        let reader = Arc::new(Reader { files, table, dense, predicate, projection, schema });
+        let buffers = Buffers::default();
+        let reader = Arc::new(Reader { files, table, dense, predicate, projection, schema, buffers });
         Ok(Some(Self {
             reader,
             units,
@@ -169,7 +171,7 @@ impl Reader {
         let file = &self.files[file];
         let others = self.projection.iter().copied().filter(|column| !self.dense.contains(column));
         let others = self.columns_in(file, others);
-        let fetched = file.rows.fetch(&others, &ranges_of(chosen)).await?;
+        let fetched = file.rows.fetch(&others, &ranges_of(chosen), &self.buffers).await?;
         bytes.add(fetched.bytes());
         // Copied: a slice would hold on to all of them.
         let places = UInt32Array::from_iter_values(start as u32..(start + chosen.len()) as u32);
@@ -197,7 +199,7 @@ impl Reader {
         let file = &self.files[file];
         let columns = self.columns_in(file, self.dense.iter().copied());
         let ranges = [rows.clone()];
-        let fetched = file.rows.fetch(&columns, &ranges).await?;
+        let fetched = file.rows.fetch(&columns, &ranges, &self.buffers).await?;
         bytes.add(fetched.bytes());
         let schema = Arc::new(self.table.project(&self.dense)?);
         let mut parts: Vec<Vec<ArrayRef>> = vec![Vec::new(); self.dense.len()];

@@ -7,10 +7,58 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
+use parking_lot::Mutex;
 use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::reader::{ChunkReader, Length};
 
 use crate::error::{Error, Result};
+
+/// How many buffers wait to be used again, and how large one of them may be.
+const FREE_BUFFERS_MAX: usize = 4;
+const FREE_BUFFER_BYTES_MAX: usize = 32 << 20;
+
+/// Buffers that one query reads into, again and again: the first touch of fresh memory costs about as much as to fill it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
+
+impl Buffers {
+    /// An empty buffer with room for `bytes`.
+    fn take(&self, bytes: usize) -> Vec<u8> {
+        let mut free = self.0.lock();
+        match free.iter().position(|buffer| buffer.capacity() >= bytes) {
+            Some(index) => free.swap_remove(index),
+            None => {
+                let too_small = free.pop(); // as many as are needed at a time, each as large as needed once
+                drop(free);
+                drop(too_small);
+                Vec::with_capacity(bytes)
+            }
+        }
+    }
+}
+
+/// A buffer that goes back when nobody holds any of its bytes.
+struct Lent {
+    buffer: Vec<u8>,
+    home: Buffers,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        let mut free = self.home.0.lock();
+        if free.len() < FREE_BUFFERS_MAX && buffer.capacity() <= FREE_BUFFER_BYTES_MAX {
+            free.push(buffer);
+        }
+    }
+}
 
 /// Some byte ranges of one file.
 #[derive(Debug, Clone)]
@@ -20,30 +68,40 @@ pub(crate) struct Fetched {
 }
 
 impl Fetched {
-    /// Reads `ranges` of a local file, in any order; neighbours are read at once.
+    /// Begins to read `ranges` of a local file, in any order; neighbours are read at once.
     ///
-    /// The buffers are made here and only filled by the thread that may block: one that makes them there, and frees
-    /// them here, leaves every thread with memory of its own that no other can use.
-    pub(super) async fn read(path: &Path, file_bytes: u64, mut ranges: Vec<Range<u64>>) -> Result<Self> {
+    /// The buffer is made here and only filled by the thread that may block: one that makes it there, and frees it
+    /// here, leaves every thread with memory of its own that no other can use.
+    pub(super) fn read(
+        path: &Path,
+        file_bytes: u64,
+        mut ranges: Vec<Range<u64>>,
+        buffers: &Buffers,
+    ) -> impl Future<Output = Result<Self>> + Send + use<> {
         ranges.sort_by_key(|range| range.start);
-        let mut parts: Vec<(Range<u64>, Vec<u8>)> = Vec::new();
+        let mut parts: Vec<Range<u64>> = Vec::new();
         for range in ranges {
             match parts.last_mut() {
-                Some((last, _)) if range.start <= last.end => last.end = last.end.max(range.end),
-                _ => parts.push((range, Vec::new())),
+                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                _ => parts.push(range),
             }
         }
-        for (range, buffer) in &mut parts {
-            buffer.reserve_exact((range.end - range.start) as usize);
+        let buffer = buffers.take(parts.iter().map(|part| (part.end - part.start) as usize).sum());
+        let (path, file, home) = (path.to_owned(), path.to_owned(), buffers.clone());
+        let filling = tokio::task::spawn_blocking(move || fill(&file, parts, buffer));
+        async move {
+            let unreadable = |e: std::io::Error| {
+                Error::unavailable(format!("cannot read data file '{}'", path.display())).with_source(e)
+            };
+            let (lengths, buffer) = filling.await.map_err(|e| unreadable(e.into()))?.map_err(unreadable)?;
+            let bytes = Bytes::from_owner(Lent { buffer, home });
+            let mut start = 0;
+            let of_part = |(from, length): (u64, usize)| {
+                start += length;
+                (from, bytes.slice(start - length..start))
+            };
+            Ok(Self { file_bytes, parts: lengths.into_iter().map(of_part).collect() })
         }
-        let unreadable = |e: std::io::Error| {
-            Error::unavailable(format!("cannot read data file '{}'", path.display())).with_source(e)
-        };
-        let file = path.to_owned();
-        let filled = tokio::task::spawn_blocking(move || fill(&file, parts)).await;
-        let parts = filled.map_err(|e| unreadable(e.into()))?.map_err(unreadable)?;
-        let parts = parts.into_iter().map(|(range, buffer)| (range.start, Bytes::from(buffer))).collect();
-        Ok(Self { file_bytes, parts })
     }
 
     /// How many bytes were read.
@@ -63,13 +121,18 @@ impl Fetched {
     }
 }
 
-fn fill(path: &Path, mut parts: Vec<(Range<u64>, Vec<u8>)>) -> std::io::Result<Vec<(Range<u64>, Vec<u8>)>> {
+/// Where each part of a file begins, and how many bytes were read of it: a file may be shorter than it was.
+type Lengths = Vec<(u64, usize)>;
+
+/// Appends the parts of a file to the buffer.
+fn fill(path: &Path, parts: Vec<Range<u64>>, mut buffer: Vec<u8>) -> std::io::Result<(Lengths, Vec<u8>)> {
     let mut file = File::open(path)?;
-    for (range, buffer) in &mut parts {
-        file.seek(SeekFrom::Start(range.start))?;
-        (&file).take(range.end - range.start).read_to_end(buffer)?;
+    let mut lengths = Vec::with_capacity(parts.len());
+    for part in parts {
+        file.seek(SeekFrom::Start(part.start))?;
+        lengths.push((part.start, (&file).take(part.end - part.start).read_to_end(&mut buffer)?));
     }
-    Ok(parts)
+    Ok((lengths, buffer))
 }
 
 impl Length for Fetched {

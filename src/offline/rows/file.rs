@@ -23,7 +23,7 @@ use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use parquet::file::page_index::offset_index::PageLocation;
 use parquet::file::serialized_reader::SerializedPageReader;
 
-use super::fetched::Fetched;
+use super::fetched::{Buffers, Fetched};
 use super::page::{Gather, is_random_access};
 use super::ranges_of;
 use crate::error::{Error, Result};
@@ -179,8 +179,13 @@ impl RowFile {
         })
     }
 
-    /// Reads the pages of `columns` that hold rows of `ranges`, which ascend and do not overlap.
-    pub(crate) async fn fetch(&self, columns: &[usize], ranges: &[Range<u32>]) -> Result<Fetched> {
+    /// Begins to read the pages of `columns` that hold rows of `ranges`, which ascend and do not overlap.
+    pub(crate) fn fetch(
+        &self,
+        columns: &[usize],
+        ranges: &[Range<u32>],
+        buffers: &Buffers,
+    ) -> impl Future<Output = Result<Fetched>> + Send + use<> {
         let mask = self.mask(columns);
         let mut wanted = Vec::new();
         for (group, ranges) in self.by_group(ranges) {
@@ -190,7 +195,7 @@ impl RowFile {
                 }
             }
         }
-        Fetched::read(&self.path, self.object.size, wanted).await
+        Fetched::read(&self.path, self.object.size, wanted, buffers)
     }
 
     fn pages_of(&self, group: usize, leaf: usize, ranges: &[Range<u32>], wanted: &mut Vec<Range<u64>>) {

@@ -19,7 +19,7 @@ mod tests;
 
 use std::ops::Range;
 
-pub(crate) use fetched::Fetched;
+pub(crate) use fetched::{Buffers, Fetched};
 pub(crate) use file::RowFile;
 
 /// Rows that never decrease, as ranges.

@@ -16,7 +16,7 @@ use parquet::basic::Compression;
 use parquet::file::properties::{WriterProperties, WriterVersion};
 use proptest::prelude::*;
 
-use super::RowFile;
+use super::{Buffers, RowFile};
 
 /// All types that the store keeps, with NULLs where `nulls` says so.
 fn batch(rows: usize, distinct: i64, nulls: bool) -> RecordBatch {
@@ -121,7 +121,7 @@ async fn check(shape: Shape, picks: Vec<prop::sample::Index>) {
         distinct.iter().map(|row| *row..row + 1).collect()
     };
     let columns: Vec<usize> = (0..batch.num_columns()).collect();
-    let fetched = file.fetch(&columns, &ranges).await.unwrap();
+    let fetched = file.fetch(&columns, &ranges, &Buffers::default()).await.unwrap();
     for column in columns {
         let taken = file.take(&fetched, Some(column), &rows, batch.column(column).data_type()).unwrap();
         let expected = take(batch.column(column), &UInt32Array::from(rows.clone()), None).unwrap();
@@ -163,8 +163,9 @@ async fn only_the_pages_of_the_rows_are_fetched() {
     };
     let batch = batch(shape.rows, shape.distinct, shape.nulls);
     let (file, _on_disk) = open(file(&batch, &shape)).await;
-    let one = file.fetch(&[0, 1], std::slice::from_ref(&(310..311))).await.unwrap();
-    let all = file.fetch(&[0, 1], std::slice::from_ref(&(0..600))).await.unwrap();
+    let buffers = Buffers::default();
+    let one = file.fetch(&[0, 1], std::slice::from_ref(&(310..311)), &buffers).await.unwrap();
+    let all = file.fetch(&[0, 1], std::slice::from_ref(&(0..600)), &buffers).await.unwrap();
     assert!(one.bytes() * 3 < all.bytes(), "{} of {}", one.bytes(), all.bytes());
     assert!(file.take(&one, Some(1), &[5], &DataType::Int64).is_err(), "its page was not fetched");
     let widened = file.take(&one, Some(2), &[], &DataType::Int64).unwrap();

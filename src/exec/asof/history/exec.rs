@@ -192,7 +192,8 @@ impl<K: Keys> Run<K> {
         loop {
             if let Some(joined) = &mut self.joined {
                 let _timer = self.source.metrics.output_time.timer();
-                if let Some(batch) = joined.next(&self.schema, &self.order)? {
+                let batch_rows = self.context.session_config().batch_size();
+                if let Some(batch) = joined.next(&self.schema, &self.order, batch_rows)? {
                     self.baseline.record_output(batch.num_rows());
                     return Ok(Some(batch));
                 }

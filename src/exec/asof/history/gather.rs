@@ -1,21 +1,18 @@
-//! One range of labels against one right side: the output columns at the chosen rows.
+//! One range of labels against one right side: the outputs at the chosen rows.
 
 use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, Int64Array};
 use datafusion::arrow::compute::cast;
-use datafusion::common::{Result, internal_datafusion_err};
+use datafusion::common::{Result, ScalarValue, internal_datafusion_err};
 use datafusion::execution::memory_pool::MemoryReservation;
 
-use super::column::{BatchRows, Column, Filling};
 use super::keys::{Keys, Sorted};
-use super::right::{Origin, Right};
+use super::right::{Origin, Output, Right};
 use super::search::Choice;
+use super::slots::Slots;
 use super::source::{OpenFile, Source};
-use crate::offline::ranges_of;
-
-/// Where a label without a match has its value, until the number of parts is known.
-const NOWHERE: (usize, usize) = (usize::MAX, 0);
+use crate::offline::{Fetched, ranges_of};
 
 /// A label and the row of a file that it chose.
 struct Pick {
@@ -60,39 +57,31 @@ pub(super) struct Gather<'a, K: Keys> {
     pub(super) right: &'a Right,
     pub(super) files: &'a [OpenFile<K>],
     pub(super) labels: &'a Sorted<K>,
-    pub(super) batch_rows: BatchRows,
     pub(super) reservation: &'a MemoryReservation,
 }
 
 impl<K: Keys> Gather<'_, K> {
-    /// The output columns, of `len` labels: those of `choices`, and behind them some without a match.
-    pub(super) async fn columns(&self, choices: &[Choice], len: usize) -> Result<Vec<Column>> {
-        let absent =
-            self.right.outputs.iter().map(|output| Filling::new(&output.absent, len, self.batch_rows));
-        let mut columns = absent.collect::<Result<Vec<_>>>()?;
-        self.reservation.try_grow(columns.iter().map(Filling::bytes).sum())?;
-        let has_parts = columns.iter().any(|column| matches!(column, Filling::Parts(..)));
-        let mut places = if has_parts { vec![NOWHERE; len] } else { Vec::new() };
-        let (mut parts, mut gathered) = (0, 0);
-        for (file, chosen) in self.files.iter().zip(self.by_file(choices)) {
-            self.source.metrics.matched.add(chosen.len());
-            if chosen.is_empty() || columns.is_empty() {
-                continue;
-            }
-            let picks = Picks::of(&chosen);
-            if has_parts {
-                let picked = picks.labels.iter().zip(&picks.from);
-                picked.for_each(|(label, from)| places[*label as usize] = (parts, *from as usize));
-            }
-            (parts, gathered) = (parts + 1, gathered + picks.rows.len());
-            self.read(file, &picks, &mut columns).await?;
-            self.known(&picks, choices, &mut columns)?;
+    /// The outputs of `len` labels: those of `choices`, and behind them some without a match.
+    pub(super) async fn slots(&self, choices: &[Choice], len: usize) -> Result<Slots> {
+        let absent: Vec<&ScalarValue> = self.right.outputs.iter().map(|output| &output.absent).collect();
+        self.reservation.try_grow(len * Slots::stride(&absent))?;
+        let mut slots = Slots::new(&absent, len)?;
+        let mut gathered = 0;
+        let mut chosen =
+            self.files.iter().zip(self.by_file(choices)).filter(|(_, chosen)| !chosen.is_empty());
+        // While the values of one file are taken, the next one is read.
+        let mut reading = chosen.next().map(|(file, chosen)| self.read(file, &chosen));
+        while let Some((file, picks, fetched)) = reading {
+            let fetched = fetched.await?;
+            reading = chosen.next().map(|(file, chosen)| self.read(file, &chosen));
+            self.source.metrics.bytes_read.add(fetched.bytes());
+            gathered += picks.rows.len();
+            let _timer = self.source.metrics.gather_time.timer();
+            let columns = self.columns(file, &picks, &fetched, choices)?;
+            self.reservation.try_grow(slots.put(&columns, &picks.from, &picks.labels)?)?;
         }
         self.source.metrics.rows_gathered.add(gathered);
-        let _timer = self.source.metrics.gather_time.timer();
-        places.iter_mut().filter(|place| **place == NOWHERE).for_each(|place| *place = (parts, 0));
-        let places = places.into();
-        columns.into_iter().map(|column| column.finish(&places)).collect()
+        Ok(slots)
     }
 
     /// For each file what was chosen from it, in ascending order of rows.
@@ -113,34 +102,39 @@ impl<K: Keys> Gather<'_, K> {
         by_file
     }
 
-    /// The outputs that are in the file.
-    async fn read(&self, file: &OpenFile<K>, picks: &Picks, columns: &mut [Filling]) -> Result<()> {
-        let metrics = &self.source.metrics;
+    /// Begins to read the pages of what was chosen from a file.
+    fn read<'f>(
+        &self,
+        file: &'f OpenFile<K>,
+        chosen: &[Pick],
+    ) -> (&'f OpenFile<K>, Picks, impl Future<Output = crate::error::Result<Fetched>> + Send + use<K>) {
+        self.source.metrics.matched.add(chosen.len());
+        let picks = Picks::of(chosen);
         let mut wanted: Vec<usize> = file.outputs.iter().flatten().copied().collect();
         wanted.sort_unstable();
         wanted.dedup();
-        let fetched = file.rows.fetch(&wanted, &ranges_of(&picks.rows)).await?;
-        metrics.bytes_read.add(fetched.bytes());
-        let _timer = metrics.gather_time.timer();
-        let outputs = self.right.outputs.iter().zip(&file.outputs).zip(columns);
-        for ((output, place), column) in outputs.filter(|((output, _), _)| output.origin == Origin::File) {
-            let taken = file.rows.take(&fetched, *place, &picks.rows, &output.column.data_type)?;
-            self.reservation.try_grow(column.add(taken, &picks.from, &picks.labels, self.batch_rows))?;
-        }
-        Ok(())
+        let fetched = file.rows.fetch(&wanted, &ranges_of(&picks.rows), &self.source.buffers);
+        (file, picks, fetched)
     }
 
-    /// The outputs that the search has found already.
-    fn known(&self, picks: &Picks, choices: &[Choice], columns: &mut [Filling]) -> Result<()> {
-        let _timer = self.source.metrics.gather_time.timer();
+    /// The outputs at the rows that were chosen from a file: those that the file has, and those that the search has found
+    /// already.
+    fn columns(
+        &self,
+        file: &OpenFile<K>,
+        picks: &Picks,
+        fetched: &Fetched,
+        choices: &[Choice],
+    ) -> Result<Vec<ArrayRef>> {
         let wants_keys = self.right.outputs.iter().any(|output| matches!(output.origin, Origin::Key(_)));
         let keys = match wants_keys {
             true => self.labels.keys.columns(&self.source.encoder, &picks.picked)?,
             false => Vec::new(),
         };
-        for (output, column) in self.right.outputs.iter().zip(columns) {
+        let column = |(output, place): (&Output, &Option<usize>)| -> Result<ArrayRef> {
+            let data_type = &output.column.data_type;
             let known: ArrayRef = match output.origin {
-                Origin::File => continue,
+                Origin::File => return Ok(file.rows.take(fetched, *place, &picks.rows, data_type)?),
                 Origin::Time => {
                     let times = picks.picked.iter().map(|label| choices[*label as usize].time);
                     Arc::new(Int64Array::from_iter_values(times))
@@ -149,9 +143,8 @@ impl<K: Keys> Gather<'_, K> {
                     Arc::clone(keys.get(key).ok_or_else(|| internal_datafusion_err!("a key was lost"))?)
                 }
             };
-            let known = cast(&known, &output.column.data_type)?;
-            self.reservation.try_grow(column.add(known, &picks.from, &picks.labels, self.batch_rows))?;
-        }
-        Ok(())
+            Ok(cast(&known, data_type)?)
+        };
+        self.right.outputs.iter().zip(&file.outputs).map(column).collect()
     }
 }

@@ -86,6 +86,8 @@ pub(in crate::exec::asof) trait Keys: Sized + Send + Sync + Debug + 'static {
     fn push(&mut self, other: &Self, index: usize);
     /// Appends the keys of rows that have no NULL among them; NULLs become any key.
     fn append(&mut self, encoder: &Self::Encoder, columns: &[ArrayRef]) -> Result<()>;
+    /// Forgets all keys, and keeps their room.
+    fn clear(&mut self);
     fn bytes(&self) -> usize;
     fn get(&self, index: usize) -> Self::Key<'_>;
     /// How the key at `index` compares to another one.
@@ -143,6 +145,10 @@ impl Keys for Integers {
         Ok(())
     }
 
+    fn clear(&mut self) {
+        self.0.clear();
+    }
+
     fn bytes(&self) -> usize {
         self.0.capacity() * size_of::<i64>()
     }
@@ -160,6 +166,10 @@ impl Keys for Integers {
     }
 
     fn sorted(&self, _encoder: &(), times: &[i64], rows: &[u32]) -> Sorted<Self> {
+        let at = |row: &u32| (self.0[*row as usize], times[*row as usize]);
+        if let Some(packing) = Packing::of(rows.iter().map(at)) {
+            return packing.sorted(rows.iter().map(at));
+        }
         let place = |(place, row): (usize, &u32)| (self.0[*row as usize], times[*row as usize], place as u32);
         let mut sorted: Vec<(i64, i64, u32)> = rows.iter().enumerate().map(place).collect();
         sorted.sort_unstable();
@@ -182,6 +192,53 @@ impl Keys for Integers {
 
     fn compare(key: i64, bound: &i64) -> Ordering {
         key.cmp(bound)
+    }
+}
+
+/// Key, time and place as one number, which sorts in half the time of three: keys and times seldom need all their bits.
+///
+/// ```text
+/// key − least key ┊ time − least time ┊ place: 32 bits
+/// ```
+struct Packing {
+    least: (i64, i64),
+    time_bits: u32,
+}
+
+impl Packing {
+    /// For these keys and times, if they fit.
+    fn of(rows: impl Iterator<Item = (i64, i64)>) -> Option<Self> {
+        let (mut least, mut greatest) = ((i64::MAX, i64::MAX), (i64::MIN, i64::MIN));
+        for (key, time) in rows {
+            least = (least.0.min(key), least.1.min(time));
+            greatest = (greatest.0.max(key), greatest.1.max(time));
+        }
+        let bits = |least: i64, greatest: i64| {
+            u64::BITS - greatest.wrapping_sub(least).cast_unsigned().leading_zeros()
+        };
+        let (key_bits, time_bits) = (bits(least.0, greatest.0), bits(least.1, greatest.1));
+        (key_bits + time_bits <= u128::BITS - u32::BITS).then_some(Self { least, time_bits })
+    }
+
+    fn sorted(&self, rows: impl Iterator<Item = (i64, i64)>) -> Sorted<Integers> {
+        let ((least_key, least_time), bits) = (self.least, self.time_bits);
+        let pack = |(place, (key, time)): (usize, (i64, i64))| {
+            let key = u128::from(key.wrapping_sub(least_key).cast_unsigned());
+            let time = u128::from(time.wrapping_sub(least_time).cast_unsigned());
+            (key << bits | time) << u32::BITS | place as u128
+        };
+        let mut sorted: Vec<u128> = rows.enumerate().map(pack).collect();
+        sorted.sort_unstable();
+        let mask = (1_u128 << bits) - 1;
+        let time =
+            |packed: &u128| least_time.wrapping_add(((packed >> u32::BITS & mask) as u64).cast_signed());
+        let key =
+            |packed: &u128| least_key.wrapping_add(((packed >> u32::BITS >> bits) as u64).cast_signed());
+        Sorted {
+            order: sorted.iter().map(|packed| *packed as u32).collect(),
+            keys: Integers(sorted.iter().map(key).collect()),
+            times: sorted.iter().map(time).collect(),
+        }
     }
 }
 
@@ -216,6 +273,10 @@ impl Keys for Encoded {
 
     fn append(&mut self, encoder: &RowEncoder, columns: &[ArrayRef]) -> Result<()> {
         Ok(encoder.keys.append(&mut self.0, columns)?)
+    }
+
+    fn clear(&mut self) {
+        self.0.clear();
     }
 
     fn bytes(&self) -> usize {
@@ -266,5 +327,46 @@ impl Keys for Encoded {
     fn compare(key: &[u8], bound: &Box<[u8]>) -> Ordering {
         // The encoding of a key begins with that of its first column.
         if key.starts_with(bound) { Ordering::Equal } else { key.cmp(bound) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use proptest::prelude::*;
+
+    /// Numbers close together, far apart, and as far apart as there are.
+    fn number() -> impl Strategy<Value = i64> {
+        prop_oneof![
+            -3_i64..3,
+            any::<i64>(),
+            Just(i64::MIN),
+            Just(i64::MAX),
+            1_700_000_000_000_000_i64..1_700_000_000_000_009
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn packed_or_not_rows_sort_by_key_time_and_place(
+            rows in prop::collection::vec((number(), number()), 0..60),
+            narrow in any::<bool>(),
+        ) {
+            let rows: Vec<(i64, i64)> = { rows.into_iter() }
+                .map(|(key, time)| if narrow { (key % 100, time) } else { (key, time) })
+                .collect();
+            let keys = Integers(rows.iter().map(|row| row.0).collect());
+            let times: Vec<i64> = rows.iter().map(|row| row.1).collect();
+            let chosen: Vec<u32> = (0..rows.len() as u32).filter(|row| row % 3 != 1).collect();
+            let sorted = keys.sorted(&(), &times, &chosen);
+            let mut expected: Vec<(i64, i64, u32)> = { chosen.iter().enumerate() }
+                .map(|(place, row)| (rows[*row as usize].0, rows[*row as usize].1, place as u32))
+                .collect();
+            expected.sort_unstable();
+            let found: Vec<(i64, i64, u32)> =
+                (0..chosen.len()).map(|at| (sorted.keys.0[at], sorted.times[at], sorted.order[at])).collect();
+            prop_assert_eq!(found, expected);
+        }
     }
 }

@@ -10,7 +10,7 @@ use datafusion::execution::memory_pool::MemoryReservation;
 
 use super::keys::{Keys, Sorted};
 use super::right::{Right, SortedFile};
-use super::search::{self, Choice, Rows, Sought};
+use super::search::{self, Choice, Rows, Sought, Window};
 use super::source::{OpenFile, Source, in_order};
 use crate::error::Error;
 use crate::offline::Fetched;
@@ -18,11 +18,13 @@ use crate::offline::Fetched;
 /// Rows decoded at a time while searching.
 const SCAN_ROWS: usize = 32 * 1024;
 
-/// Keys and times of rows of one file, sorted, and where in the file each row is.
+/// Keys and times of rows of one file, sorted, and where in the file each row is; of one file after the other, because
+/// the first touch of fresh memory costs more than to fill it.
 struct FileRows<K> {
     keys: K,
     times: Vec<i64>,
     numbers: Numbers,
+    held: MemoryReservation,
 }
 
 enum Numbers {
@@ -43,6 +45,14 @@ impl Numbers {
     }
 }
 
+/// A label before it is looked up anywhere.
+#[derive(Clone, Copy)]
+struct Entering<Key> {
+    key: Key,
+    window: Window,
+    label: u32,
+}
+
 /// One range against one right side.
 pub(super) struct Lookup<'a, K: Keys> {
     pub(super) source: &'a Source<K>,
@@ -61,19 +71,25 @@ impl<'a, K: Keys> Lookup<'a, K> {
     pub(super) async fn choose(&self) -> Result<Vec<Choice>> {
         let mut choices = vec![Choice::NONE; self.labels.order.len()];
         let backward = self.right.backward;
-        let mut open: Vec<Sought<K::Key<'a>>> = Vec::new();
-        for (index, (file, entering)) in self.right.files.iter().zip(self.entering()).enumerate() {
+        let (mut open, mut next): (Vec<Sought<K::Key<'a>>>, Vec<_>) = (Vec::new(), Vec::new());
+        let mut rows = FileRows {
+            keys: K::empty(&self.source.encoder, 0),
+            times: Vec::new(),
+            numbers: Numbers::Each(Vec::new()),
+            held: self.reservation.new_empty(),
+        };
+        let entering = self.entering();
+        for (index, file) in self.right.files.iter().enumerate() {
             let (min, max) = file.times;
             // Files come from the nearest in time: what is nearer, or bound to be, than all of this file is nearer than
             // all that follow.
             let beyond = |time: i64| if backward { time > max } else { time < min };
-            let mut next = Vec::with_capacity(open.len() + entering.len());
-            let mut entering = entering.as_slice();
-            for sought in open {
+            let mut entering = entering[index].as_slice();
+            for sought in open.drain(..) {
                 while let [first, rest @ ..] = entering
                     && first.label < sought.label
                 {
-                    next.push(*first);
+                    next.push(self.sought(first));
                     entering = rest;
                 }
                 if beyond(sought.window.far) || !sought.choice.is_none() && beyond(sought.choice.time) {
@@ -82,9 +98,9 @@ impl<'a, K: Keys> Lookup<'a, K> {
                     next.push(sought);
                 }
             }
-            next.extend_from_slice(entering);
-            open = next;
-            self.search_file(index, file, &mut open).await?;
+            next.extend(entering.iter().map(|entering| self.sought(entering)));
+            std::mem::swap(&mut open, &mut next);
+            self.search_file(index, file, &mut open, &mut rows).await?;
         }
         for sought in open {
             choices[sought.label as usize] = sought.choice;
@@ -92,9 +108,9 @@ impl<'a, K: Keys> Lookup<'a, K> {
         Ok(choices)
     }
 
-    /// For each file the labels that may match it and no file before it. They are copied here, where labels are walked
-    /// in order: each file later reads only its own.
-    fn entering(&self) -> Vec<Vec<Sought<K::Key<'a>>>> {
+    /// For each file the labels that may match it and no file before it. What the search needs of them is copied here,
+    /// where labels are walked in order: each file later reads only its own.
+    fn entering(&self) -> Vec<Vec<Entering<K::Key<'a>>>> {
         let backward = self.right.backward;
         // How far the files up to each one reach, which only grows.
         let mut reached = if backward { i64::MAX } else { i64::MIN };
@@ -106,33 +122,30 @@ impl<'a, K: Keys> Lookup<'a, K> {
             .collect();
         let first = |time: &i64| {
             let near = self.right.window(*time).near;
-            reach.partition_point(|reach| if backward { *reach > near } else { *reach < near })
+            reach.partition_point(|reach| if backward { *reach > near } else { *reach < near }) as u32
         };
-        let firsts: Vec<usize> = self.labels.times.iter().map(first).collect();
+        let firsts: Vec<u32> = self.labels.times.iter().map(first).collect();
         let mut counts = vec![0; reach.len() + 1];
-        firsts.iter().for_each(|first| counts[*first] += 1);
+        firsts.iter().for_each(|first| counts[*first as usize] += 1);
         counts.truncate(reach.len()); // the last ones match no file
         let mut entering: Vec<Vec<_>> = counts.into_iter().map(Vec::with_capacity).collect();
         for (label, first) in firsts.into_iter().enumerate() {
-            if let Some(entering) = entering.get_mut(first) {
-                entering.push(self.sought(label));
+            if let Some(entering) = entering.get_mut(first as usize) {
+                let (key, window) =
+                    (self.labels.keys.get(label), self.right.window(self.labels.times[label]));
+                entering.push(Entering { key, window, label: label as u32 });
             }
         }
         entering
     }
 
-    fn sought(&self, label: usize) -> Sought<K::Key<'a>> {
+    fn sought(&self, entering: &Entering<K::Key<'a>>) -> Sought<K::Key<'a>> {
+        let Entering { key, window, label } = *entering;
         let known_us = self.known_us.map_or(i64::MAX, |known| {
-            let row = self.rows[self.labels.order[label] as usize];
+            let row = self.rows[self.labels.order[label as usize] as usize];
             known[row as usize].unwrap_or(i64::MIN)
         });
-        Sought {
-            key: self.labels.keys.get(label),
-            window: self.right.window(self.labels.times[label]),
-            known_us,
-            label: label as u32,
-            choice: Choice::NONE,
-        }
+        Sought { key, window, known_us, label, choice: Choice::NONE }
     }
 
     async fn search_file(
@@ -140,6 +153,7 @@ impl<'a, K: Keys> Lookup<'a, K> {
         index: usize,
         sorted: &SortedFile,
         open: &mut [Sought<K::Key<'a>>],
+        rows: &mut FileRows<K>,
     ) -> Result<()> {
         let (file, metrics) = (&self.files[index], &self.source.metrics);
         let (backward, (min, max)) = (self.right.backward, sorted.times);
@@ -156,14 +170,14 @@ impl<'a, K: Keys> Lookup<'a, K> {
         if ranges.is_empty() {
             return Ok(());
         }
-        let fetched = file.rows.fetch(&file.search_columns, &ranges).await?;
+        let fetched = file.rows.fetch(&file.search_columns, &ranges, &self.source.buffers).await?;
         metrics.bytes_read.add(fetched.bytes());
         metrics.files_read.add(usize::from(file.mark_read()));
         let _timer = metrics.search_time.timer();
-        let (rows, _held) = match self.right.is_sorted {
-            true => self.sorted_rows(file, &fetched, &ranges)?,
-            false => self.unsorted_rows(file, &fetched, &ranges)?,
-        };
+        match self.right.is_sorted {
+            true => self.sorted_rows(file, &fetched, &ranges, rows)?,
+            false => *rows = self.unsorted_rows(file, &fetched, &ranges)?,
+        }
         search::search(
             open,
             &Rows { keys: &rows.keys, times: &rows.times },
@@ -204,11 +218,14 @@ impl<'a, K: Keys> Lookup<'a, K> {
         file: &OpenFile<K>,
         fetched: &Fetched,
         ranges: &[Range<u32>],
-    ) -> Result<(FileRows<K>, MemoryReservation)> {
-        let count = ranges.iter().map(|range| range.len()).sum();
-        let held = self.reservation.new_empty();
-        held.try_grow(count * 16)?;
-        let (mut keys, mut times) = (K::empty(&self.source.encoder, count), Vec::with_capacity(count));
+        rows: &mut FileRows<K>,
+    ) -> Result<()> {
+        let FileRows { keys, times, numbers, held } = rows;
+        let count: usize = ranges.iter().map(|range| range.len()).sum();
+        held.try_resize(count * 16)?;
+        keys.clear();
+        times.clear();
+        times.reserve(count);
         self.decode(file, fetched, ranges, |key, time| {
             if key.iter().chain([time]).any(|column| column.null_count() > 0) {
                 return Err(Error::corrupt("a sorted data file has NULL among its keys or times").into());
@@ -217,7 +234,8 @@ impl<'a, K: Keys> Lookup<'a, K> {
             times.extend_from_slice(time.as_primitive::<Int64Type>().values());
             Ok(())
         })?;
-        Ok((FileRows { keys, times, numbers: Numbers::Ranges(first_rows(ranges)) }, held))
+        *numbers = Numbers::Ranges(first_rows(ranges));
+        Ok(())
     }
 
     /// Keys and times of those rows of an unsorted file whose keys are within this range of labels, sorted. Of rows of
@@ -227,7 +245,7 @@ impl<'a, K: Keys> Lookup<'a, K> {
         file: &OpenFile<K>,
         fetched: &Fetched,
         ranges: &[Range<u32>],
-    ) -> Result<(FileRows<K>, MemoryReservation)> {
+    ) -> Result<FileRows<K>> {
         let held = self.reservation.new_empty();
         let encoder = &self.source.encoder;
         let (mut keys, mut times, mut numbers) = (K::empty(encoder, 0), Vec::new(), Vec::new());
@@ -252,7 +270,7 @@ impl<'a, K: Keys> Lookup<'a, K> {
         let rows: Vec<u32> = (0..numbers.len() as u32).collect();
         let sorted = keys.sorted(encoder, &times, &rows);
         let numbers = sorted.order.iter().map(|row| numbers[*row as usize]).collect();
-        Ok((FileRows { keys: sorted.keys, times: sorted.times, numbers: Numbers::Each(numbers) }, held))
+        Ok(FileRows { keys: sorted.keys, times: sorted.times, numbers: Numbers::Each(numbers), held })
     }
 
     fn is_better(&self, time: i64, file: usize, than: &Choice) -> bool {

@@ -29,6 +29,7 @@ mod lookup;
 mod range;
 mod right;
 mod search;
+mod slots;
 mod source;
 
 pub(super) use exec::AsofHistoryExec;

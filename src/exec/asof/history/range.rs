@@ -9,21 +9,25 @@ use datafusion::common::Result;
 use datafusion::execution::TaskContext;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 
-use super::column::{BatchRows, Column};
+use super::column::Column;
 use super::gather::Gather;
 use super::keys::Keys;
 use super::labels::Range;
 use super::lookup::Lookup;
 use super::search::{Choice, Sought};
+use super::slots::Slots;
 use super::source::{Pass, Source};
 
 /// A range whose rows are gathered, to be put out in batches.
 #[derive(Debug)]
 pub(super) struct Joined {
-    /// Label columns and, behind them, the outputs of each right side.
-    columns: Vec<Column>,
-    /// The rows of each batch to come.
-    batches: std::vec::IntoIter<std::ops::Range<usize>>,
+    labels: Vec<Column>,
+    /// The outputs of each right side.
+    gathered: Vec<Slots>,
+    /// Of an inner join, which of what was gathered is put out.
+    kept: Option<Arc<UInt32Array>>,
+    /// The rows that are still to come.
+    rows: std::ops::Range<usize>,
     reservation: MemoryReservation,
 }
 
@@ -49,7 +53,6 @@ pub(super) async fn join<K: Keys>(
         range.unusable.clear();
     }
     let files = source.files(context).await?;
-    let batch_rows = BatchRows::at_most(context.session_config().batch_size());
     let mut keep: Option<BooleanArray> = None;
     let mut gathered = Vec::new();
     for (index, (right, files)) in source.rights.iter().zip(files).enumerate() {
@@ -60,33 +63,41 @@ pub(super) async fn join<K: Keys>(
             let matched: BooleanArray = choices.iter().map(|choice| Some(!choice.is_none())).collect();
             keep = Some(keep.map_or_else(|| Ok(matched.clone()), |keep| and(&keep, &matched))?);
         }
-        let gather = Gather { source, right, files, labels, batch_rows, reservation };
-        gathered.extend(gather.columns(&choices, rows.len() + range.unusable.len()).await?);
+        let gather = Gather { source, right, files, labels, reservation };
+        gathered.push(gather.slots(&choices, rows.len() + range.unusable.len()).await?);
     }
     let mut rows = range.rows.len() + range.unusable.len();
-    let mut columns = {
+    let mut labels = {
         let _timer = source.metrics.output_time.timer();
         pass.labels.columns(&source.label_columns, &range, labels)?
     };
-    columns.extend(gathered);
-    if let Some(keep) = keep {
-        let kept = Arc::new(UInt32Array::from_iter_values(keep.values().set_indices_u32()));
+    let kept = keep.map(|keep| Arc::new(UInt32Array::from_iter_values(keep.values().set_indices_u32())));
+    if let Some(kept) = &kept {
         rows = kept.len();
-        columns = columns.into_iter().map(|column| column.filtered(&kept)).collect::<Result<_>>()?;
+        labels = labels.into_iter().map(|column| column.filtered(kept)).collect::<Result<_>>()?;
     }
-    let batches = batch_rows.ranges(rows).collect::<Vec<_>>().into_iter();
-    Ok(Joined { columns, batches, reservation })
+    Ok(Joined { labels, gathered, kept, rows: 0..rows, reservation })
 }
 
 impl Joined {
-    /// The next batch, or `None` at the end. `order` says which of the columns comes where.
-    pub(super) fn next(&mut self, schema: &SchemaRef, order: &[usize]) -> Result<Option<RecordBatch>> {
-        let Some(rows) = self.batches.next() else {
+    /// The next batch of at most `batch_rows`, or `None` at the end. `order` says which of the columns comes where.
+    pub(super) fn next(
+        &mut self,
+        schema: &SchemaRef,
+        order: &[usize],
+        batch_rows: usize,
+    ) -> Result<Option<RecordBatch>> {
+        if self.rows.is_empty() {
             self.reservation.free();
             return Ok(None);
-        };
-        let columns = self.columns.iter_mut().map(|column| column.next(rows.clone()));
-        let columns = columns.collect::<Result<Vec<_>>>()?;
+        }
+        let rows = self.rows.start..self.rows.end.min(self.rows.start + batch_rows.max(1));
+        self.rows.start = rows.end;
+        let labels = self.labels.iter().map(|column| column.batch(rows.clone()));
+        let mut columns = labels.collect::<Result<Vec<_>>>()?;
+        for slots in &self.gathered {
+            columns.extend(slots.batch(rows.clone(), self.kept.as_deref())?);
+        }
         let columns = order.iter().map(|column| Arc::clone(&columns[*column])).collect();
         let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
         Ok(Some(RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)?))

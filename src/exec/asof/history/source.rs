@@ -20,7 +20,7 @@ use super::keys::Keys;
 use super::labels::{LabelColumns, LabelExprs, Labels, Range, slice_bytes};
 use super::range::label_bytes;
 use super::right::{HistoryColumn, Origin, Output, Right};
-use crate::offline::RowFile;
+use crate::offline::{Buffers, RowFile};
 
 /// A range takes at most about this much, its labels included, so that a few of them fit into memory at a time.
 const RANGE_BYTES_MAX: usize = 192 << 20;
@@ -148,6 +148,8 @@ pub(super) struct Source<K: Keys> {
     pub(super) label_columns: LabelColumns,
     pub(super) encoder: K::Encoder,
     pub(super) metrics: Metrics,
+    /// What files are read into.
+    pub(super) buffers: Buffers,
     partitions: usize,
     state: tokio::sync::Mutex<State<K>>,
     files: tokio::sync::OnceCell<Vec<Vec<OpenFile<K>>>>,
@@ -197,6 +199,7 @@ impl<K: Keys> Source<K> {
             rights,
             label_columns,
             metrics,
+            buffers: Buffers::default(),
             partitions,
             state: tokio::sync::Mutex::new(state),
             files: tokio::sync::OnceCell::new(),
