@@ -288,6 +288,7 @@ fn valid_bits(labels: &[&[u8]], output: usize) -> Option<NullBuffer> {
 mod tests {
     use super::*;
 
+    use datafusion::arrow::array::new_empty_array;
     use proptest::prelude::*;
 
     fn value(data_type: &DataType, seed: i64) -> ScalarValue {
@@ -321,8 +322,9 @@ mod tests {
 
     /// What each label has, one output after the other, put together value by value.
     fn expected(values: &[Vec<ScalarValue>], labels: &[usize]) -> Vec<ArrayRef> {
-        let of_output = |output: &Vec<ScalarValue>| {
-            ScalarValue::iter_to_array(labels.iter().map(|label| output[*label].clone())).unwrap()
+        let of_output = |output: &Vec<ScalarValue>| match labels {
+            [] => new_empty_array(&output[0].data_type()),
+            labels => ScalarValue::iter_to_array(labels.iter().map(|label| output[*label].clone())).unwrap(),
         };
         values.iter().map(of_output).collect()
     }
