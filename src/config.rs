@@ -5,13 +5,22 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
 use serde::de::{Deserializer, Visitor};
 use tracing_subscriber::EnvFilter;
-use url::Url;
 
 use crate::error::{Error, Result};
+
+mod client;
+mod online;
+mod security;
+
+pub(crate) use client::Credentials;
+pub use client::{OutputFormat, SqlArgs, UserArgs};
+pub use online::OnlineSetting;
+use security::GivenSecurity;
+pub use security::{SecuritySettings, TlsSettings};
 
 /// The command line of `fletching`.
 #[derive(Debug, Parser)]
@@ -29,11 +38,20 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Run SQL on a server: a shell, or one shot with -c or -f
     Sql(SqlArgs),
+    /// Write a line for the users file of a server, with the hash of a password or of a token
+    User(UserArgs),
 }
 
 /// One setting as it was given, not yet validated. It may hold a secret, so it never shows itself.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Given(String);
+
+impl Given {
+    /// For those who use the secret that it may be.
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
 
 impl From<String> for Given {
     fn from(text: String) -> Self {
@@ -103,8 +121,27 @@ serve_args! {
     data_dir "FLETCHING_DATA_DIR" "DIR";
     /// Address of the Flight SQL listener [default: 127.0.0.1:8815]
     listen "FLETCHING_LISTEN" "HOST:PORT";
-    /// Listen beyond this machine although this version authenticates nobody [default: false]
+    /// Listen beyond this machine although nobody is asked who they are [default: false]
     insecure "FLETCHING_INSECURE" "BOOL", arg(num_args = 0..=1, default_missing_value = "true", require_equals = true);
+    /// File of users and the hashes of their passwords and tokens; `fletching user` writes its lines
+    users_file "FLETCHING_USERS_FILE" "FILE";
+    /// File with the secret that seals tokens, handles and tickets, for servers that stand in for each other
+    /// [default: a new secret with every start]
+    secret_file "FLETCHING_SECRET_FILE" "FILE";
+    /// How long a token holds that a client was given for its password; it is renewed while in use [default: 7d]
+    token_ttl "FLETCHING_TOKEN_TTL" "DURATION";
+    /// How long the handle of a prepared statement holds; binding values renews it [default: 30d]
+    handle_ttl "FLETCHING_HANDLE_TTL" "DURATION";
+    /// How long a ticket holds [default: 1d]
+    ticket_ttl "FLETCHING_TICKET_TTL" "DURATION";
+    /// How long a connection may take until its first call is let in [default: 30s]
+    authentication_timeout "FLETCHING_AUTHENTICATION_TIMEOUT" "DURATION";
+    /// Certificate of the server, as PEM, for TLS
+    tls_cert "FLETCHING_TLS_CERT" "FILE";
+    /// Key of the certificate, as PEM
+    tls_key "FLETCHING_TLS_KEY" "FILE";
+    /// Authority that signs the certificates of clients, as PEM; clients without one are refused
+    tls_client_ca "FLETCHING_TLS_CLIENT_CA" "FILE";
     /// Online store: embedded, redis://[user:password@]host[:port][/db], or
     /// redis-cluster://[user:password@]host:port,… with some of the cluster's nodes [default: embedded]
     online "FLETCHING_ONLINE" "STORE";
@@ -138,84 +175,6 @@ serve_args! {
     session_idle_timeout "FLETCHING_SESSION_IDLE_TIMEOUT" "DURATION";
 }
 
-/// Arguments of `fletching sql`.
-#[derive(Debug, Args)]
-pub struct SqlArgs {
-    /// Server to talk to
-    #[arg(long, env = "FLETCHING_URL", default_value = "grpc://127.0.0.1:8815")]
-    pub url: String,
-    /// SQL to run, one or several statements separated by semicolons
-    #[arg(short, long, value_name = "SQL", conflicts_with = "file")]
-    pub command: Option<String>,
-    /// File of SQL to run, - for standard input
-    #[arg(short, long, value_name = "FILE")]
-    pub file: Option<PathBuf>,
-    /// How results are written
-    #[arg(long, value_enum, default_value_t = OutputFormat::Table)]
-    pub format: OutputFormat,
-}
-
-/// How `fletching sql` writes results.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum OutputFormat {
-    /// Aligned columns for people
-    Table,
-    /// RFC 4180 with a header line; NULL is an empty field
-    Csv,
-    /// One object per row and line
-    Json,
-    /// An Arrow IPC stream
-    Arrow,
-}
-
-/// Where the latest values live.
-#[derive(Clone, PartialEq, Eq)]
-pub enum OnlineSetting {
-    /// A key-value file in the data directory.
-    Embedded,
-    /// A Redis or Valkey server; the URL may hold a password, which is never shown.
-    Redis(Url),
-    /// Some nodes of a Redis Cluster, at least one, as URLs of single servers. The user and the password, which is never
-    /// shown, are the same in all.
-    RedisCluster(Vec<Url>),
-}
-
-impl fmt::Display for OnlineSetting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Embedded => f.write_str("embedded"),
-            Self::Redis(url) => write!(f, "{}", without_password(url)),
-            Self::RedisCluster(seeds) => {
-                for (i, seed) in seeds.iter().enumerate() {
-                    let shown = without_password(seed).to_string();
-                    let shown = shown.trim_start_matches("redis://");
-                    match i {
-                        0 => write!(f, "redis-cluster://{shown}")?,
-                        _ => write!(f, ",{}", shown.rsplit('@').next().unwrap_or(shown))?,
-                    }
-                }
-                Ok(())
-            }
-        }
-    }
-}
-
-fn without_password(url: &Url) -> Url {
-    let mut shown = url.clone();
-    if shown.password().is_some() {
-        // A URL with a password has a host, and so takes another.
-        let _ = shown.set_password(Some("***"));
-    }
-    shown.set_query(None);
-    shown
-}
-
-impl fmt::Debug for OnlineSetting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
-    }
-}
-
 /// Which catalog knows the Iceberg tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CatalogSetting {
@@ -239,6 +198,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// Address of the Flight SQL listener; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Who may connect, and how they prove it.
+    pub security: SecuritySettings,
     /// Where the latest values live.
     pub online: OnlineSetting,
     /// How long any one call to Redis may take.
@@ -304,12 +265,17 @@ impl Settings {
         let data_dir = get("data_dir", args.data_dir, "./data", path)?;
         let insecure = get("insecure", args.insecure, "false", boolean)?;
         let listen = get("listen", args.listen, "127.0.0.1:8815", address)?;
-        if !insecure && !is_loopback(listen.ip()) {
-            return Err(Error::invalid(format!(
-                "listen: {listen} can be reached from other machines and this version authenticates nobody; \
-                 listen on 127.0.0.1, or accept that with --insecure"
-            )));
-        }
+        let security = GivenSecurity {
+            users_file: args.users_file,
+            secret_file: args.secret_file,
+            token_ttl: args.token_ttl,
+            handle_ttl: args.handle_ttl,
+            ticket_ttl: args.ticket_ttl,
+            authentication_timeout: args.authentication_timeout,
+            tls_cert: args.tls_cert,
+            tls_key: args.tls_key,
+            tls_client_ca: args.tls_client_ca,
+        };
         let warehouse = match args.warehouse {
             Some(given) => get("warehouse", Some(given), "", local_directory)?,
             None => data_dir.join("warehouse"),
@@ -321,9 +287,10 @@ impl Settings {
         Ok(Self {
             data_dir,
             listen,
+            security: security.validate(listen, insecure)?,
             warehouse,
             catalog,
-            online: get("online", args.online, "embedded", online)?,
+            online: get("online", args.online, "embedded", online::parse)?,
             online_timeout: get("online_timeout", args.online_timeout, "2s", duration)?,
             memory_limit_bytes: get("memory_limit", args.memory_limit, "70%", memory)?,
             cache_capacity_bytes: get("cache_capacity", args.cache_capacity, "256MB", size_bytes)?,
@@ -418,54 +385,6 @@ fn catalog(text: &str) -> Result<CatalogSetting, Why> {
         Some(("sqlite", file)) => Ok(CatalogSetting::Sqlite(path(file.trim_start_matches("//"))?)),
         _ => Err("not a catalog of this version, which is sqlite:<path>".into()),
     }
-}
-
-/// Never repeats the text: it may hold a password.
-fn online(text: &str) -> Result<OnlineSetting, Why> {
-    if text == "embedded" {
-        return Ok(OnlineSetting::Embedded);
-    }
-    if let Some(nodes) = text.strip_prefix("redis-cluster://") {
-        return cluster(nodes).map(OnlineSetting::RedisCluster);
-    }
-    let url = Url::parse(text).map_err(|_| "neither 'embedded' nor a redis://host:port URL".to_owned())?;
-    match url.scheme() {
-        "redis" if url.host_str().is_some_and(|host| !host.is_empty()) => Ok(OnlineSetting::Redis(url)),
-        "redis" => Err("the redis:// URL names no host".into()),
-        "rediss" => Err(
-            "rediss:// (Redis over TLS) is not supported in this version; use redis:// on a trusted network"
-                .into(),
-        ),
-        other => Err(format!(
-            "{other}:// is no online store; use 'embedded', redis://host:port or redis-cluster://host:port,host:port"
-        )),
-    }
-}
-
-/// `[user:password@]host:port[,host:port…]`, behind the scheme. Never repeats the text either.
-fn cluster(text: &str) -> Result<Vec<Url>, Why> {
-    let (credentials, nodes) = match text.rsplit_once('@') {
-        Some((credentials, nodes)) => (format!("{credentials}@"), nodes),
-        None => (String::new(), text),
-    };
-    let node = |(i, node): (usize, &str)| {
-        let url = Url::parse(&format!("redis://{credentials}{node}"));
-        let bad = || {
-            format!(
-                "node {} of the redis-cluster:// URL is not host:port; write redis-cluster://[user:password@]host:port\
-                 [,host:port…], with % escapes in the password",
-                i + 1
-            )
-        };
-        let url = url.map_err(|_| bad())?;
-        if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
-            return Err(
-                "a Redis Cluster has no numbered databases; leave out what stands behind the nodes".into()
-            );
-        }
-        if url.host_str().is_none_or(str::is_empty) { Err(bad()) } else { Ok(url) }
-    };
-    nodes.trim_end_matches('/').split(',').enumerate().map(node).collect()
 }
 
 fn log_format(text: &str) -> Result<LogFormat, Why> {

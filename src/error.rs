@@ -14,6 +14,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum ErrorKind {
     /// The request is wrong: fix it and send it again.
     Invalid,
+    /// The caller has not said who they are, or not proven it: sign in, then send it again.
+    Unauthenticated,
     /// The named object does not exist.
     NotFound,
     /// The named object exists already.
@@ -59,6 +61,7 @@ impl Error {
 
     constructors! {
         invalid => Invalid,
+        unauthenticated => Unauthenticated,
         not_found => NotFound,
         already_exists => AlreadyExists,
         unsupported => Unsupported,

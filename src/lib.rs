@@ -2,7 +2,8 @@
 //!
 //! The life of a request:
 //!
-//! 1. A client connects; `flight` gives the connection an identity, and with its first call a session.
+//! 1. A client connects; `flight` gives the connection an identity. Every call says who asks; with the first of a user
+//!    the connection gets a session.
 //! 2. The call's protobuf becomes a command. What concerns the catalog is answered from it; everything else is SQL.
 //! 3. `sql` parses the statement, rewrites what is ours (`ASOF JOIN`, `LATEST`, `FOR … AS OF`, `CREATE FEATURE GROUP`)
 //!    and plans it.
@@ -13,6 +14,7 @@
 //! 7. Batches leave as fast as the client takes them. If it goes, the stream is dropped, and with it the query.
 //! 8. An error at any point keeps its kind all the way, and becomes a gRPC code in one place, `flight::status`.
 
+mod access;
 pub mod clock;
 mod config;
 pub mod error;
@@ -40,9 +42,10 @@ pub mod fuzzing {
     pub use crate::model::fuzzing::online_entry;
 }
 
+pub use access::write_user;
 pub use config::{
-    CatalogSetting, Cli, Command, Given, Limits, LogFormat, OnlineSetting, OutputFormat, ServeArgs, Settings,
-    SqlArgs,
+    CatalogSetting, Cli, Command, Given, Limits, LogFormat, OnlineSetting, OutputFormat, SecuritySettings,
+    ServeArgs, Settings, SqlArgs, TlsSettings, UserArgs,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use server::{Server, open_engine, serve};

@@ -4,7 +4,7 @@ use std::io::{Write, stderr};
 use std::process::ExitCode;
 
 use clap::Parser;
-use fletching::{Cli, Command, Error, Settings, serve, shell};
+use fletching::{Cli, Command, Error, ErrorKind, Settings, serve, shell, write_user};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -17,10 +17,15 @@ const FAILED: u8 = 1;
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => match Settings::resolve(*args) {
-            Ok(settings) => exit_code(block_on(serve(settings))),
+            Ok(settings) => match block_on(serve(settings)) {
+                // What the files hold that the settings name is found when they are read.
+                Err(error) if error.kind() == ErrorKind::Invalid => fail(&error, BAD_SETTING),
+                served => exit_code(served),
+            },
             Err(error) => fail(&error, BAD_SETTING),
         },
         Command::Sql(args) => exit_code(block_on(shell::run(args))),
+        Command::User(args) => exit_code(write_user(&args)),
     }
 }
 

@@ -42,6 +42,21 @@ fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
 }
 
 #[test]
+fn who_is_asked_for_users_may_listen_to_all() {
+    let all =
+        |arguments: &[&str]| resolve(&[&["--listen", "0.0.0.0:1"], arguments].concat()).unwrap().security;
+    let users = all(&["--users-file", "users"]);
+    assert_eq!(users.users_file.as_deref(), Some(Path::new("users")));
+    let tls = ["--tls-cert", "c", "--tls-key", "k"];
+    let certificates = all(&[&tls[..], &["--tls-client-ca", "a"]].concat());
+    assert_eq!(certificates.tls.unwrap().client_ca.as_deref(), Some(Path::new("a")));
+    let everywhere = "0.0.0.0:1".parse().unwrap();
+    assert!(users.is_readable_on_the_way(everywhere));
+    assert!(!users.is_readable_on_the_way("127.0.0.1:1".parse().unwrap()));
+    assert!(!all(&[&tls[..], &["--users-file", "users"]].concat()).is_readable_on_the_way(everywhere));
+}
+
+#[test]
 fn every_setting_has_its_environment_variable() {
     let command = ServeArgs::augment_args(clap::Command::new("serve"));
     for argument in command.get_arguments() {
@@ -57,6 +72,13 @@ fn a_bad_setting_is_one_line_that_names_its_key() {
         (&["--memory-limit", "0%"], "memory_limit: '0%' is not between"),
         (&["--listen", "8815"], "listen: '8815' is not an address"),
         (&["--listen", "0.0.0.0:8815"], "listen: 0.0.0.0:8815 can be reached from other machines"),
+        (&["--listen", "0.0.0.0:8815", "--tls-cert", "c", "--tls-key", "k"], "listen: 0.0.0.0:8815 can be"),
+        (&["--users-file", ""], "users_file: an empty path"),
+        (&["--token-ttl", "0s"], "token_ttl: '0s' is less than a second"),
+        (&["--ticket-ttl", "long"], "ticket_ttl: 'long' is not a duration"),
+        (&["--tls-cert", "c"], "tls_key: a certificate is of no use without its key"),
+        (&["--tls-key", "k"], "tls_cert: a key is of no use without its certificate"),
+        (&["--tls-client-ca", "a"], "tls_client_ca: clients show certificates over TLS only"),
         (&["--online", "rediss://h"], "online: rediss:// (Redis over TLS)"),
         (&["--online", "mongodb://h"], "online: mongodb:// is no online store"),
         (&["--online", "redis-cluster://"], "online: node 1 of the redis-cluster:// URL is not host:port"),

@@ -14,6 +14,7 @@ use super::commands::{Request, refuse_transaction};
 use super::handle::{Statement, Ticket};
 use super::query::schema_bytes;
 use super::running::Running;
+use super::security::Seals;
 use crate::error::{Error, Result};
 use crate::sql::{Session, StatementKind};
 
@@ -83,10 +84,11 @@ pub(super) async fn perform(
     known: Known,
     session: &Session,
     running: &Running,
+    seals: &Seals,
     action: Action,
 ) -> Result<Option<Bytes>> {
     match known {
-        Known::CreatePreparedStatement => prepare(session, unpack(&action.body)?).await.map(Some),
+        Known::CreatePreparedStatement => prepare(session, seals, unpack(&action.body)?).await.map(Some),
         Known::ClosePreparedStatement => {
             unpack::<ActionClosePreparedStatementRequest>(&action.body)?;
             Ok(None)
@@ -94,25 +96,32 @@ pub(super) async fn perform(
         Known::CancelFlightInfo => {
             let request = CancelFlightInfoRequest::decode(action.body).map_err(undecodable)?;
             let info = request.info.ok_or_else(|| Error::invalid("the request names no flight to cancel"))?;
-            let status =
-                if cancel(running, &info)? { CancelStatus::Cancelled } else { CancelStatus::NotCancellable };
+            let status = if cancel(running, seals, &info)? {
+                CancelStatus::Cancelled
+            } else {
+                CancelStatus::NotCancellable
+            };
             Ok(Some(CancelFlightInfoResult { status: status as i32 }.encode_to_vec().into()))
         }
         Known::CancelQuery => {
             let request: ActionCancelQueryRequest = unpack(&action.body)?;
             let info = FlightInfo::decode(request.info).map_err(undecodable)?;
-            let result = if cancel(running, &info)? { CANCELLED } else { NOT_CANCELLABLE };
+            let result = if cancel(running, seals, &info)? { CANCELLED } else { NOT_CANCELLABLE };
             Ok(Some(CancelQueryResult { result }.as_any_bytes()))
         }
     }
 }
 
-async fn prepare(session: &Session, request: ActionCreatePreparedStatementRequest) -> Result<Bytes> {
+async fn prepare(
+    session: &Session,
+    seals: &Seals,
+    request: ActionCreatePreparedStatementRequest,
+) -> Result<Bytes> {
     refuse_transaction(request.transaction_id.as_ref())?;
     let prepared = session.prepare(&request.query).await?;
     let is_update = prepared.kind == StatementKind::Update;
     let result = CreatePreparedStatementResult {
-        prepared_statement_handle: Statement::new(request.query).to_handle(),
+        prepared_statement_handle: Statement::new(request.query).to_handle(seals),
         dataset_schema: if is_update { Bytes::new() } else { schema_bytes(&prepared.schema)? },
         parameter_schema: schema_bytes(&prepared.parameters)?,
         is_update: Some(is_update),
@@ -121,10 +130,10 @@ async fn prepare(session: &Session, request: ActionCreatePreparedStatementReques
 }
 
 /// Whether a query was running for one of the flight's endpoints, which now stops.
-fn cancel(running: &Running, info: &FlightInfo) -> Result<bool> {
+fn cancel(running: &Running, seals: &Seals, info: &FlightInfo) -> Result<bool> {
     let mut any = false;
     for ticket in info.endpoint.iter().filter_map(|endpoint| endpoint.ticket.as_ref()) {
-        if let Request::Ticket(Ticket::Query { id, .. }) = Request::of_command(&ticket.ticket)? {
+        if let Request::Ticket(Ticket::Query { id, .. }) = Request::of_command(&ticket.ticket, seals)? {
             any |= running.cancel(id);
         }
     }

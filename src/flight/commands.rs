@@ -9,6 +9,7 @@ use prost::Message;
 use super::direct::Direct;
 use super::handle::{Statement, Ticket};
 use super::metadata::MetadataRequest;
+use super::security::Seals;
 use crate::error::{Error, Result};
 
 /// A Flight SQL command that this server understands.
@@ -34,27 +35,27 @@ pub(super) enum Request {
 
 impl Request {
     /// The request of a `FlightDescriptor`.
-    pub(super) fn of_descriptor(descriptor: &FlightDescriptor) -> Result<Self> {
+    pub(super) fn of_descriptor(descriptor: &FlightDescriptor, seals: &Seals) -> Result<Self> {
         if descriptor.r#type != DescriptorType::Cmd as i32 {
             return Err(Error::invalid(
                 "this server knows no flights by path; send a Flight SQL command in the descriptor",
             ));
         }
-        Self::of_command(&descriptor.cmd)
+        Self::of_command(&descriptor.cmd, seals)
     }
 
     /// The request of a ticket's bytes or a descriptor's command.
-    pub(super) fn of_command(bytes: &Bytes) -> Result<Self> {
+    pub(super) fn of_command(bytes: &Bytes, seals: &Seals) -> Result<Self> {
         if Direct::is(bytes) {
             return Ok(Self::Direct(Direct::parse(bytes)?));
         }
         let bad = || Error::invalid("this is no Flight SQL command (a packed google.protobuf.Any)");
         let any = Any::decode(bytes.clone()).map_err(|_| bad())?;
         let command = Command::try_from(any).map_err(|error| Error::invalid(error.to_string()))?;
-        Self::of(command)
+        Self::of(command, seals)
     }
 
-    fn of(command: Command) -> Result<Self> {
+    fn of(command: Command, seals: &Seals) -> Result<Self> {
         use Command as C;
         use MetadataRequest as M;
         Ok(match command {
@@ -67,16 +68,16 @@ impl Request {
                 Self::Update(Statement::new(c.query))
             }
             C::CommandPreparedStatementQuery(c) => {
-                Self::Prepared(Statement::from_handle(&c.prepared_statement_handle)?)
+                Self::Prepared(Statement::from_handle(&c.prepared_statement_handle, seals)?)
             }
             C::CommandPreparedStatementUpdate(c) => {
-                Self::PreparedUpdate(Statement::from_handle(&c.prepared_statement_handle)?)
+                Self::PreparedUpdate(Statement::from_handle(&c.prepared_statement_handle, seals)?)
             }
             C::CommandStatementIngest(c) => {
                 refuse_transaction(c.transaction_id.as_ref())?;
                 Self::Ingest(c)
             }
-            C::TicketStatementQuery(c) => Self::Ticket(Ticket::from_bytes(&c.statement_handle)?),
+            C::TicketStatementQuery(c) => Self::Ticket(Ticket::from_bytes(&c.statement_handle, seals)?),
             C::CommandGetCatalogs(c) => Self::Metadata(M::Catalogs(c)),
             C::CommandGetDbSchemas(c) => Self::Metadata(M::Schemas(c)),
             C::CommandGetTables(c) => Self::Metadata(M::Tables(c)),

@@ -9,10 +9,12 @@ use tokio::task::JoinHandle;
 use tonic::transport::Server;
 use tower::util::MapResponseLayer;
 
+use super::auth::AuthLayer;
 use super::body;
 use super::drain::Drain;
 use super::listener::incoming;
 use super::running::Running;
+use super::security::Security;
 use super::service::Service;
 use super::sessions::Sessions;
 use super::stream::Encoder;
@@ -42,6 +44,7 @@ pub(crate) struct DoorLimits {
     pub(crate) message_bytes_max: usize,
     pub(crate) sessions_max: usize,
     pub(crate) session_idle_timeout: Duration,
+    pub(crate) authentication_timeout: Duration,
 }
 
 /// A Flight SQL server that runs.
@@ -58,36 +61,50 @@ impl Door {
         listener: TcpListener,
         engine: Arc<Engine>,
         clock: Arc<dyn Clock>,
+        security: Security,
         limits: &DoorLimits,
-    ) -> Self {
+    ) -> Result<Self> {
         let drain = Drain::new();
         let sessions =
             Arc::new(Sessions::new(engine, clock, limits.sessions_max, limits.session_idle_timeout));
-        let connections =
-            incoming(listener, limits.connections_max, Arc::clone(&sessions), Arc::clone(&drain));
+        let connections = incoming(
+            listener,
+            limits.connections_max,
+            limits.authentication_timeout,
+            Arc::clone(&sessions),
+            Arc::clone(&drain),
+        );
         let service = Service {
             sessions: Arc::clone(&sessions),
             drain: Arc::clone(&drain),
             running: Arc::new(Running::default()),
             encoder: Encoder::default(),
+            auth: Arc::clone(&security.auth),
+            seals: security.seals,
         };
         let service = FlightServiceServer::new(service)
             .max_decoding_message_size(limits.message_bytes_max)
             .max_encoding_message_size(usize::MAX);
-        let server = Server::builder()
+        let mut server = Server::builder();
+        if let Some(tls) = security.tls {
+            let unusable = |error| Error::invalid("tls_cert: cannot be used").with_source(error);
+            server = server.tls_config(tls.config()).map_err(unusable)?;
+        }
+        let server = server
             .max_concurrent_streams(limits.streams_per_connection_max)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .http2_max_header_list_size(HEADER_BYTES_MAX)
+            .layer(AuthLayer::new(security.auth))
             .layer(MapResponseLayer::new(body::attach))
             .add_service(service);
         let closing = Arc::clone(&drain);
         let serving = tokio::spawn(server.serve_with_incoming_shutdown(connections, async move {
             closing.closing().await;
         }));
-        Self { drain, sessions, serving }
+        Ok(Self { drain, sessions, serving })
     }
 
     /// The sessions of its clients.

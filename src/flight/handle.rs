@@ -1,10 +1,13 @@
-//! Handles and tickets carry everything they stand for, so the server keeps nothing between two calls.
+//! Handles and tickets carry everything they stand for, so the server keeps nothing between two calls. They are sealed:
+//! what comes back is what was given out, and not too long ago.
 //!
 //! ```text
 //! ┌────────────┬───────────────────────────────┐
-//! │ format: u8 │ protobuf (Statement | Ticket) │
+//! │ format: u8 │ protobuf (Statement | Ticket) │   sealed, see `seal`
 //! └────────────┴───────────────────────────────┘
 //! ```
+//!
+//! Values bound to a prepared statement come with a handle of its own, sealed anew: one that is in use stays in time.
 
 use arrow::array::RecordBatch;
 use arrow::ipc::reader::StreamReader;
@@ -13,6 +16,8 @@ use bytes::Bytes;
 use prost::Message;
 use uuid::Uuid;
 
+use super::seal::{Refused, Seal};
+use super::security::Seals;
 use crate::error::{Error, Result};
 
 /// Changes whenever the messages below change their meaning.
@@ -53,17 +58,17 @@ impl Statement {
 
     pub(super) fn parameters(&self) -> Result<Option<RecordBatch>> {
         let Some(bytes) = &self.bound else { return Ok(None) };
-        let mut batches = StreamReader::try_new(bytes.as_ref(), None).map_err(|_| malformed())?;
-        let batch = batches.next().ok_or_else(malformed)?.map_err(|_| malformed())?;
+        let mut batches = StreamReader::try_new(bytes.as_ref(), None).map_err(|_| foreign())?;
+        let batch = batches.next().ok_or_else(foreign)?.map_err(|_| foreign())?;
         Ok(Some(batch))
     }
 
-    pub(super) fn to_handle(&self) -> Bytes {
-        encode(self)
+    pub(super) fn to_handle(&self, seals: &Seals) -> Bytes {
+        encode(self, &seals.handles)
     }
 
-    pub(super) fn from_handle(handle: &[u8]) -> Result<Self> {
-        decode(handle)
+    pub(super) fn from_handle(handle: &[u8], seals: &Seals) -> Result<Self> {
+        decode(handle, &seals.handles)
     }
 }
 
@@ -86,44 +91,52 @@ struct TicketMessage {
 }
 
 impl Ticket {
-    pub(super) fn to_bytes(&self) -> Bytes {
-        encode(&match self {
+    pub(super) fn to_bytes(&self, seals: &Seals) -> Bytes {
+        let message = match self {
             Self::Query { id, statement } => TicketMessage {
                 id: Bytes::copy_from_slice(id.as_bytes()),
                 statement: Some(statement.clone()),
             },
             Self::Done => TicketMessage::default(),
-        })
+        };
+        encode(&message, &seals.tickets)
     }
 
-    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let TicketMessage { id, statement } = decode(bytes)?;
+    pub(super) fn from_bytes(bytes: &[u8], seals: &Seals) -> Result<Self> {
+        let TicketMessage { id, statement } = decode(bytes, &seals.tickets)?;
         match statement {
             Some(statement) => {
-                Ok(Self::Query { id: Uuid::from_slice(&id).map_err(|_| malformed())?, statement })
+                Ok(Self::Query { id: Uuid::from_slice(&id).map_err(|_| foreign())?, statement })
             }
             None => Ok(Self::Done),
         }
     }
 }
 
-fn encode(message: &impl Message) -> Bytes {
-    let mut bytes = Vec::with_capacity(1 + message.encoded_len());
-    bytes.push(FORMAT);
-    message.encode_raw(&mut bytes);
-    bytes.into()
+fn encode(message: &impl Message, seal: &Seal) -> Bytes {
+    seal.close(1 + message.encoded_len(), |bytes| {
+        bytes.push(FORMAT);
+        message.encode_raw(bytes);
+    })
 }
 
-fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M> {
-    match bytes.split_first() {
-        Some((&FORMAT, message)) => M::decode(message).map_err(|_| malformed()),
-        _ => Err(malformed()),
+fn decode<M: Message + Default>(bytes: &[u8], seal: &Seal) -> Result<M> {
+    let (message, _) = seal.open(bytes).map_err(|refused| match refused {
+        Refused::Forged => foreign(),
+        Refused::Expired => Error::invalid(
+            "the time of this handle or ticket is over: prepare the statement again, or ask for a new ticket",
+        ),
+    })?;
+    match message.split_first() {
+        Some((&FORMAT, message)) => M::decode(message).map_err(|_| foreign()),
+        _ => Err(foreign()),
     }
 }
 
-fn malformed() -> Error {
+fn foreign() -> Error {
     Error::invalid(
-        "this handle or ticket was not made by this version of the server; prepare the statement again",
+        "this handle or ticket was not made by this server, or has been changed: prepare the statement again, or ask \
+         for a new ticket (servers that share a secret_file accept each other's, and their own after a restart)",
     )
 }
 
@@ -134,6 +147,8 @@ mod tests {
 
     use arrow::array::{ArrayRef, Int64Array, StringArray};
 
+    use crate::error::ErrorKind;
+
     fn batch(rows: i64) -> RecordBatch {
         let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(0..rows));
         let names: ArrayRef =
@@ -143,14 +158,15 @@ mod tests {
 
     #[test]
     fn handles_and_tickets_carry_everything() {
+        let (seals, _) = Seals::for_test();
         let statement = Statement::new("SELECT $1".into());
         assert_eq!(statement.parameters().unwrap(), None);
         for rows in [0, 1, 1000] {
             let bound = statement.bound_to(&batch(rows)).unwrap();
-            let again = Statement::from_handle(&bound.to_handle()).unwrap();
+            let again = Statement::from_handle(&bound.to_handle(&seals), &seals).unwrap();
             assert_eq!((again.sql.as_str(), again.parameters().unwrap()), ("SELECT $1", Some(batch(rows))));
             for ticket in [Ticket::Query { id: Uuid::from_u128(7), statement: bound }, Ticket::Done] {
-                assert_eq!(Ticket::from_bytes(&ticket.to_bytes()).unwrap(), ticket);
+                assert_eq!(Ticket::from_bytes(&ticket.to_bytes(&seals), &seals).unwrap(), ticket);
             }
         }
     }
@@ -163,15 +179,41 @@ mod tests {
 
     #[test]
     fn foreign_bytes_are_the_callers_mistake() {
-        let good = Statement::new("SELECT 1".into()).bound_to(&batch(3)).unwrap().to_handle();
-        assert!(Statement::from_handle(b"").is_err());
-        for end in 0..good.len() {
-            // No prefix may panic; whether it still decodes is another matter.
-            let _ = Statement::from_handle(&good[..end]).and_then(|statement| statement.parameters());
-            let _ = Ticket::from_bytes(&good[..end]);
+        let (seals, _) = Seals::for_test();
+        let statement = Statement::new("SELECT 1".into()).bound_to(&batch(3)).unwrap();
+        let handle = statement.to_handle(&seals);
+        let ticket = Ticket::Query { id: Uuid::from_u128(7), statement: statement.clone() }.to_bytes(&seals);
+        let other_format = seals.handles.close(1, |bytes| bytes.push(FORMAT + 1));
+        let no_message = seals.handles.close(2, |bytes| bytes.extend([FORMAT, 0xff]));
+        for bytes in
+            [&b""[..], b"x", &handle[1..], &handle[..handle.len() - 1], &ticket, &other_format, &no_message]
+        {
+            let error = Statement::from_handle(bytes, &seals).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+            assert!(error.to_string().contains("was not made by this server"), "{error}");
         }
-        let mut other_format = good.to_vec();
-        other_format[0] = FORMAT + 1;
-        assert!(Statement::from_handle(&other_format).is_err());
+        assert!(Ticket::from_bytes(&handle, &seals).is_err(), "a handle is no ticket");
+        assert!(Statement::from_handle(&handle, &Seals::for_test().0).is_err(), "another server's");
+    }
+
+    #[test]
+    fn a_handle_in_use_stays_in_time_and_others_expire() {
+        let (seals, clock) = Seals::for_test();
+        let prepared = Statement::new("SELECT $1".into()).to_handle(&seals);
+        let ticket = Ticket::Done.to_bytes(&seals);
+        let hours = |hours: i64| clock.set(hours * 3_600_000_000);
+        hours(23);
+        let bound =
+            Statement::from_handle(&prepared, &seals).unwrap().bound_to(&batch(1)).unwrap().to_handle(&seals);
+        assert!(Ticket::from_bytes(&ticket, &seals).is_ok());
+        hours(24);
+        for error in [
+            Statement::from_handle(&prepared, &seals).unwrap_err(),
+            Ticket::from_bytes(&ticket, &seals).unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+            assert!(error.to_string().contains("is over: prepare the statement again"), "{error}");
+        }
+        assert!(Statement::from_handle(&bound, &seals).is_ok());
     }
 }

@@ -1,9 +1,11 @@
-//! Accepts connections: bounded in number, without Nagle's delay, each with an identity of its own.
+//! Accepts connections: bounded in number, without Nagle's delay, each with an identity of its own, and none that stays
+//! without asking for anything.
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
 use super::drain::Drain;
@@ -20,10 +23,34 @@ use super::sessions::Sessions;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct ConnectionId(u64);
 
+#[cfg(test)]
+impl ConnectionId {
+    pub(super) fn for_test(id: u64) -> Self {
+        Self(id)
+    }
+}
+
+/// What the calls of a connection know of it.
+#[derive(Debug, Clone)]
+pub(super) struct Peer {
+    pub(super) connection: ConnectionId,
+    admitted: Arc<AtomicBool>,
+}
+
+impl Peer {
+    /// A call of the connection was let in: it may stay.
+    pub(super) fn admitted(&self) {
+        self.admitted.store(true, Ordering::Relaxed);
+    }
+}
+
 /// One accepted connection. When it closes, its session ends.
 pub(super) struct Connection {
     stream: TcpStream,
     id: ConnectionId,
+    admitted: Arc<AtomicBool>,
+    /// By when a call must have been let in; `None` once one was.
+    deadline: Option<Pin<Box<Sleep>>>,
     peer: SocketAddr,
     sessions: Arc<Sessions>,
     _permit: OwnedSemaphorePermit,
@@ -38,10 +65,10 @@ impl Drop for Connection {
 
 /// tonic hands it to every call of the connection as a request extension.
 impl Connected for Connection {
-    type ConnectInfo = ConnectionId;
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> ConnectionId {
-        self.id
+    fn connect_info(&self) -> Peer {
+        Peer { connection: self.id, admitted: Arc::clone(&self.admitted) }
     }
 }
 
@@ -50,11 +77,12 @@ impl Connected for Connection {
 pub(super) fn incoming(
     listener: TcpListener,
     connections_max: usize,
+    silence_max: Duration,
     sessions: Arc<Sessions>,
     drain: Arc<Drain>,
 ) -> impl Stream<Item = io::Result<Connection>> {
-    let acceptor =
-        Acceptor { listener, sessions, drain, last: 0, room: Arc::new(Semaphore::new(connections_max)) };
+    let room = Arc::new(Semaphore::new(connections_max));
+    let acceptor = Acceptor { listener, sessions, drain, last: 0, silence_max, room };
     futures::stream::unfold(acceptor, |mut acceptor| async move {
         loop {
             let drain = Arc::clone(&acceptor.drain);
@@ -77,6 +105,7 @@ struct Acceptor {
     sessions: Arc<Sessions>,
     drain: Arc<Drain>,
     last: u64,
+    silence_max: Duration,
     room: Arc<Semaphore>,
 }
 
@@ -104,7 +133,30 @@ impl Acceptor {
         let id = ConnectionId(self.last);
         tracing::debug!(connection = id.0, %peer, "connected");
         self.sessions.connected(id);
-        Some(Connection { stream, id, peer, sessions: Arc::clone(&self.sessions), _permit: permit })
+        Some(Connection {
+            stream,
+            id,
+            admitted: Arc::default(),
+            deadline: Some(Box::pin(tokio::time::sleep(self.silence_max))),
+            peer,
+            sessions: Arc::clone(&self.sessions),
+            _permit: permit,
+        })
+    }
+}
+
+impl Connection {
+    /// Whether the connection may stay. TLS and HTTP/2 have no end to their patience, so all of what comes before a
+    /// call has its end here.
+    fn check_silence(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let Some(deadline) = &mut self.deadline else { return Ok(()) };
+        if self.admitted.load(Ordering::Relaxed) {
+            self.deadline = None;
+        } else if deadline.as_mut().poll(cx).is_ready() {
+            tracing::info!(connection = self.id.0, peer = %self.peer, "closed: it made no call that could be let in");
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(())
     }
 }
 
@@ -114,6 +166,7 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.check_silence(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }

@@ -1,6 +1,7 @@
 //! The door: Arrow Flight SQL over gRPC. No other room of the server names tonic or arrow_flight.
 
 mod actions;
+mod auth;
 mod body;
 mod commands;
 mod direct;
@@ -14,10 +15,14 @@ mod metadata;
 mod put;
 mod query;
 mod running;
+mod seal;
+mod security;
 mod service;
 mod sessions;
 mod status;
 mod stream;
+mod tls;
 
 pub(crate) use door::{Door, DoorLimits};
+pub(crate) use security::Security;
 pub(crate) use sessions::Sessions;

@@ -20,6 +20,7 @@ use tonic::Streaming;
 use super::commands::Request;
 use super::handle::Statement;
 use super::metadata::CATALOG;
+use super::security::Seals;
 use super::status::{from_client_stream, from_decoder};
 use crate::error::{Error, Result};
 use crate::sql::{IfExists, IfNotExists, IngestTarget, Session};
@@ -28,7 +29,11 @@ use crate::sql::{IfExists, IfNotExists, IngestTarget, Session};
 const PARAMETER_BYTES_MAX: usize = 256 << 20;
 
 /// Runs what the first message of the stream asks for.
-pub(super) async fn put(session: &Session, mut messages: Streaming<FlightData>) -> Result<PutResult> {
+pub(super) async fn put(
+    session: &Session,
+    seals: &Seals,
+    mut messages: Streaming<FlightData>,
+) -> Result<PutResult> {
     let first = messages.message().await.map_err(|status| from_client_stream(&status))?;
     let mut first = first.ok_or_else(|| Error::invalid("the stream ended before its first message"))?;
     let descriptor = first
@@ -36,7 +41,7 @@ pub(super) async fn put(session: &Session, mut messages: Streaming<FlightData>) 
         .take()
         .ok_or_else(|| Error::invalid("the first message of a put must carry a descriptor"))?;
     let rows = Rows::open(first, messages);
-    match Request::of_descriptor(&descriptor)? {
+    match Request::of_descriptor(&descriptor, seals)? {
         Request::Update(statement) => update(session, &statement, None).await,
         Request::PreparedUpdate(statement) => {
             let rows = rows.await?.collect().await?;
@@ -46,7 +51,7 @@ pub(super) async fn put(session: &Session, mut messages: Streaming<FlightData>) 
             };
             update(session, &statement, parameters).await
         }
-        Request::Prepared(statement) => bind(&statement, rows.await?.collect().await?),
+        Request::Prepared(statement) => bind(&statement, seals, rows.await?.collect().await?),
         Request::Ingest(command) => ingest(session, command, rows.await?).await,
         Request::Query(_) | Request::Metadata(_) | Request::Ticket(_) | Request::Direct(_) => {
             Err(Error::invalid("this command is no put; send it through GetFlightInfo"))
@@ -69,12 +74,12 @@ fn affected_rows(rows: u64) -> PutResult {
 }
 
 /// Answers with a handle that carries the values: the one to execute from now on.
-fn bind(statement: &Statement, parameters: Option<RecordBatch>) -> Result<PutResult> {
+fn bind(statement: &Statement, seals: &Seals, parameters: Option<RecordBatch>) -> Result<PutResult> {
     let bound = match parameters {
         Some(parameters) => statement.bound_to(&parameters)?,
         None => Statement::new(statement.sql.clone()),
     };
-    let result = DoPutPreparedStatementResult { prepared_statement_handle: Some(bound.to_handle()) };
+    let result = DoPutPreparedStatementResult { prepared_statement_handle: Some(bound.to_handle(seals)) };
     Ok(PutResult { app_metadata: result.encode_to_vec().into() })
 }
 

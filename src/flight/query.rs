@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::direct::Direct;
 use super::handle::{Statement, Ticket};
 use super::message::Message;
+use super::security::Seals;
 use super::stream::{Answers, Encoder};
 use crate::error::{Error, Result};
 use crate::sql::{Prepared, Session, StatementKind};
@@ -24,6 +25,7 @@ use crate::sql::{Prepared, Session, StatementKind};
 /// Runs what changes something, describes what answers something.
 pub(super) async fn flight_info(
     session: &Session,
+    seals: &Seals,
     statement: Statement,
     descriptor: FlightDescriptor,
 ) -> Result<FlightInfo> {
@@ -37,7 +39,7 @@ pub(super) async fn flight_info(
             (Ticket::Done, i64::try_from(affected).unwrap_or(i64::MAX))
         }
     };
-    let ticket = TicketStatementQuery { statement_handle: ticket.to_bytes() }.as_any().encode_to_vec();
+    let ticket = TicketStatementQuery { statement_handle: ticket.to_bytes(seals) }.as_any().encode_to_vec();
     info(&prepared.schema, ticket.into(), descriptor, records)
 }
 

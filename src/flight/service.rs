@@ -13,18 +13,20 @@ use tonic::{Request as Call, Response, Status, Streaming, async_trait};
 use uuid::Uuid;
 
 use super::actions::{self, Known};
+use super::auth::{Authenticator, Caller};
 use super::body;
 use super::commands::Request;
 use super::drain::{Drain, InFlight};
 use super::exchange;
 use super::handle::Ticket;
-use super::listener::ConnectionId;
 use super::message::Message;
 use super::metadata;
 use super::put;
 use super::query;
 use super::running::Running;
+use super::security::Seals;
 use super::sessions::Sessions;
+use super::status::from_client_stream;
 use super::stream::{Answers, Encoder, Stoppable};
 use crate::error::{Error, Result};
 use crate::sql::Session;
@@ -35,16 +37,18 @@ pub(super) struct Service {
     pub(super) drain: Arc<Drain>,
     pub(super) running: Arc<Running>,
     pub(super) encoder: Encoder,
+    pub(super) auth: Arc<Authenticator>,
+    pub(super) seals: Arc<Seals>,
 }
 
 impl Service {
     /// The session of a call and its place among the calls in flight.
     fn enter<T>(&self, call: &Call<T>, begins_work: bool) -> Result<(Arc<Session>, InFlight)> {
         let in_flight = self.drain.enter(begins_work)?;
-        let connection = call.extensions().get::<ConnectionId>().copied();
-        let connection =
-            connection.ok_or_else(|| Error::internal("a call without a connection: the listener sets it"))?;
-        Ok((self.sessions.of(connection, call.metadata())?, in_flight))
+        let caller = call.extensions().get::<Caller>();
+        let caller =
+            caller.ok_or_else(|| Error::internal("a call without a caller: the layer before it sets it"))?;
+        Ok((self.sessions.of(caller, call.metadata())?, in_flight))
     }
 
     /// Runs to the end unless the door closes on it first.
@@ -56,13 +60,13 @@ impl Service {
     }
 
     async fn info(&self, call: Call<FlightDescriptor>) -> Result<FlightInfo> {
-        let request = Request::of_descriptor(call.get_ref())?;
+        let request = Request::of_descriptor(call.get_ref(), &self.seals)?;
         let (session, _in_flight) = self.enter(&call, !matches!(request, Request::Metadata(_)))?;
         let descriptor = call.into_inner();
         self.until_stopped(async {
             match request {
                 Request::Query(statement) | Request::Prepared(statement) => {
-                    query::flight_info(&session, statement, descriptor).await
+                    query::flight_info(&session, &self.seals, statement, descriptor).await
                 }
                 Request::Metadata(request) => {
                     let ticket = descriptor.cmd.clone();
@@ -84,7 +88,7 @@ impl Service {
         let (session, _in_flight) = self.enter(&call, false)?;
         let schema: SchemaRef = self
             .until_stopped(async {
-                match Request::of_descriptor(call.get_ref())? {
+                match Request::of_descriptor(call.get_ref(), &self.seals)? {
                     Request::Query(statement)
                     | Request::Prepared(statement)
                     | Request::Update(statement)
@@ -100,7 +104,7 @@ impl Service {
     }
 
     async fn fetch(&self, call: Call<FlightTicket>) -> Result<Answers<Message>> {
-        let request = Request::of_command(&call.get_ref().ticket)?;
+        let request = Request::of_command(&call.get_ref().ticket, &self.seals)?;
         let (session, in_flight) = self.enter(&call, matches!(request, Request::Direct(_)))?;
         let encoder = &self.encoder;
         let (answers, query_id) = self
@@ -174,14 +178,14 @@ impl Service {
 
     async fn put(&self, call: Call<Streaming<FlightData>>) -> Result<PutResult> {
         let (session, _in_flight) = self.enter(&call, true)?;
-        self.until_stopped(put::put(&session, call.into_inner())).await
+        self.until_stopped(put::put(&session, &self.seals, call.into_inner())).await
     }
 
     async fn act(&self, call: Call<Action>) -> Result<Answers<arrow_flight::Result>> {
         let known = Known::of(call.get_ref())?;
         let (session, _in_flight) = self.enter(&call, known.begins_work())?;
-        let body =
-            self.until_stopped(actions::perform(known, &session, &self.running, call.into_inner())).await?;
+        let performed = actions::perform(known, &session, &self.running, &self.seals, call.into_inner());
+        let body = self.until_stopped(performed).await?;
         Ok(stream::iter(body.map(|body| Ok(arrow_flight::Result { body }))).boxed())
     }
 }
@@ -200,12 +204,19 @@ impl FlightService for Service {
     type DoActionStream = Answers<arrow_flight::Result>;
     type ListActionsStream = Answers<ActionType>;
 
-    /// Clients with a user name greet first. This version authenticates nobody, so everybody is welcome.
+    /// Clients with a user name greet first. Whose headers say who they are is known by now, and has a token in those
+    /// of the answer; others say it in their first message, and take the token from that of the answer.
     async fn handshake(
         &self,
-        _: Call<Streaming<HandshakeRequest>>,
+        call: Call<Streaming<HandshakeRequest>>,
     ) -> Result<Response<Self::HandshakeStream>, Status> {
-        Ok(Response::new(one(HandshakeResponse::default())))
+        if call.extensions().get::<Caller>().is_some() {
+            return Ok(Response::new(one(HandshakeResponse::default())));
+        }
+        let first = call.into_inner().message().await.map_err(|status| from_client_stream(&status))?;
+        let token = self.auth.greet(&first.unwrap_or_default().payload).await?;
+        let payload = token.into_bytes();
+        Ok(Response::new(one(HandshakeResponse { payload, ..HandshakeResponse::default() })))
     }
 
     async fn list_flights(&self, _: Call<Criteria>) -> Result<Response<Self::ListFlightsStream>, Status> {

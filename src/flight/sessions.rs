@@ -1,4 +1,5 @@
-//! Which session a call belongs to: the one its cookie names, or else its connection's.
+//! Which session a call belongs to: the one its cookie names, or else its connection's. Both are of one user: another's
+//! calls, with the same cookie or over the same connection, have sessions of their own.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tonic::metadata::MetadataMap;
 
+use super::auth::Caller;
 use super::listener::ConnectionId;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
@@ -28,10 +30,13 @@ pub(crate) struct Sessions {
 
 #[derive(Debug, Default)]
 struct Open {
-    /// `None` until the connection's first call.
-    by_connection: HashMap<ConnectionId, Option<Arc<Session>>>,
-    by_cookie: HashMap<String, Kept>,
+    /// None until the connection's first call, and as a rule one from then on.
+    by_connection: HashMap<ConnectionId, Vec<(User, Arc<Session>)>>,
+    by_cookie: HashMap<(User, String), Kept>,
 }
+
+/// `None` where nobody is asked who they are.
+type User = Option<Arc<str>>;
 
 #[derive(Debug)]
 struct Kept {
@@ -52,20 +57,20 @@ impl Sessions {
 
     /// A connection came: from now on its calls share a session.
     pub(super) fn connected(&self, connection: ConnectionId) {
-        self.open.lock().by_connection.insert(connection, None);
+        self.open.lock().by_connection.insert(connection, Vec::new());
     }
 
     /// A connection went, and with it its session, as soon as no call uses it any more.
     pub(super) fn disconnected(&self, connection: ConnectionId) {
-        let session = self.open.lock().by_connection.remove(&connection);
-        drop(session); // outside the lock: temporary tables may take a while to free
+        let sessions = self.open.lock().by_connection.remove(&connection);
+        drop(sessions); // outside the lock: temporary tables may take a while to free
     }
 
     /// The session of a call.
-    pub(super) fn of(&self, connection: ConnectionId, headers: &MetadataMap) -> Result<Arc<Session>> {
+    pub(super) fn of(&self, caller: &Caller, headers: &MetadataMap) -> Result<Arc<Session>> {
         match cookie(headers) {
-            Some(id) => self.by_cookie(id),
-            None => Ok(self.by_connection(connection)),
+            Some(id) => self.by_cookie(&caller.user, id),
+            None => Ok(self.by_connection(caller)),
         }
     }
 
@@ -73,7 +78,7 @@ impl Sessions {
     pub(crate) fn end_idle(&self) {
         let now_us = self.clock.now_us();
         // A session in use has another owner, and does not lie idle however long its query runs.
-        let idle = |_: &String, kept: &mut Kept| {
+        let idle = |_: &(User, String), kept: &mut Kept| {
             Arc::strong_count(&kept.session) == 1
                 && now_us.saturating_sub(kept.used_us) > self.idle_timeout_us
         };
@@ -81,16 +86,21 @@ impl Sessions {
         drop(ended); // outside the lock, as above
     }
 
-    fn by_connection(&self, connection: ConnectionId) -> Arc<Session> {
+    fn by_connection(&self, caller: &Caller) -> Arc<Session> {
         let mut open = self.open.lock();
-        match open.by_connection.get_mut(&connection) {
-            Some(session) => Arc::clone(session.get_or_insert_with(|| self.engine.session())),
-            // The connection went while its call was on the way: nothing to share, nothing to keep.
-            None => self.engine.session(),
+        // The connection went while its call was on the way: nothing to share, nothing to keep.
+        let Some(sessions) = open.by_connection.get_mut(&caller.connection) else {
+            return self.engine.session();
+        };
+        if let Some((_, session)) = sessions.iter().find(|(user, _)| *user == caller.user) {
+            return Arc::clone(session);
         }
+        let session = self.engine.session();
+        sessions.push((caller.user.clone(), Arc::clone(&session)));
+        session
     }
 
-    fn by_cookie(&self, id: &str) -> Result<Arc<Session>> {
+    fn by_cookie(&self, user: &User, id: &str) -> Result<Arc<Session>> {
         if id.is_empty() || id.len() > COOKIE_BYTES_MAX || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(Error::invalid(format!(
                 "the cookie {COOKIE} must be 1 to {COOKIE_BYTES_MAX} visible ASCII characters"
@@ -99,7 +109,8 @@ impl Sessions {
         self.end_idle(); // one whose time is over must not come back, however long ago the last sweep was
         let now_us = self.clock.now_us();
         let mut open = self.open.lock();
-        if let Some(kept) = open.by_cookie.get_mut(id) {
+        let key = (user.clone(), id.to_owned());
+        if let Some(kept) = open.by_cookie.get_mut(&key) {
             kept.used_us = now_us;
             return Ok(Arc::clone(&kept.session));
         }
@@ -110,7 +121,7 @@ impl Sessions {
             )));
         }
         let session = self.engine.session();
-        open.by_cookie.insert(id.to_owned(), Kept { session: Arc::clone(&session), used_us: now_us });
+        open.by_cookie.insert(key, Kept { session: Arc::clone(&session), used_us: now_us });
         Ok(session)
     }
 }
@@ -158,15 +169,37 @@ mod tests {
         let clock = Arc::new(ManualClock::new(0));
         let engine = engine(dir.path(), clock.clone()).await;
         let sessions = Sessions::new(engine, clock.clone(), 10, Duration::from_secs(60));
-        let idle = Arc::downgrade(&sessions.by_cookie("idle").unwrap());
-        let running = sessions.by_cookie("running").unwrap();
+        let idle = Arc::downgrade(&sessions.by_cookie(&None, "idle").unwrap());
+        let running = sessions.by_cookie(&None, "running").unwrap();
         clock.advance(60_000_000);
         sessions.end_idle();
         assert!(idle.upgrade().is_some(), "its time is not over");
         clock.advance(1);
         sessions.end_idle();
         assert!(idle.upgrade().is_none(), "ended");
-        assert!(Arc::ptr_eq(&running, &sessions.by_cookie("running").unwrap()), "in use all the time");
+        assert!(Arc::ptr_eq(&running, &sessions.by_cookie(&None, "running").unwrap()), "in use all the time");
+    }
+
+    #[tokio::test]
+    async fn a_session_is_reached_by_its_user_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::new(0));
+        let sessions =
+            Sessions::new(engine(dir.path(), clock.clone()).await, clock, 10, Duration::from_secs(60));
+        let connection = ConnectionId::for_test(1);
+        sessions.connected(connection);
+        let (mut by_cookie, mut by_connection) = (Vec::new(), Vec::new());
+        for _ in 0..2 {
+            for user in [None, Some("ada"), Some("bob")] {
+                let caller = Caller { connection, user: user.map(Arc::from) };
+                by_cookie.push(sessions.by_cookie(&caller.user, "the-same").unwrap());
+                by_connection.push(sessions.by_connection(&caller));
+            }
+        }
+        for all in [by_cookie, by_connection] {
+            let mine = |user: usize| Arc::ptr_eq(&all[user], &all[user + 3]);
+            assert!((0..3).all(mine) && !Arc::ptr_eq(&all[0], &all[1]) && !Arc::ptr_eq(&all[1], &all[2]));
+        }
     }
 
     #[test]

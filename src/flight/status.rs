@@ -12,6 +12,7 @@ const MESSAGE_BYTES_MAX: usize = 4096;
 fn code(kind: ErrorKind) -> Code {
     match kind {
         ErrorKind::Invalid => Code::InvalidArgument,
+        ErrorKind::Unauthenticated => Code::Unauthenticated,
         ErrorKind::NotFound => Code::NotFound,
         ErrorKind::AlreadyExists => Code::AlreadyExists,
         ErrorKind::Unsupported => Code::Unimplemented,
@@ -72,6 +73,7 @@ mod tests {
     fn the_callers_mistake_is_never_internal() {
         let cases = [
             (Error::invalid("m"), Code::InvalidArgument),
+            (Error::unauthenticated("m"), Code::Unauthenticated),
             (Error::not_found("m"), Code::NotFound),
             (Error::already_exists("m"), Code::AlreadyExists),
             (Error::unsupported("m"), Code::Unimplemented),

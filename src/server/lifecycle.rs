@@ -16,7 +16,7 @@ use super::{logging, open_engine};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Settings;
 use crate::error::{Error, Result};
-use crate::flight::{Door, DoorLimits};
+use crate::flight::{Door, DoorLimits, Security};
 use crate::sql::Engine;
 
 /// A server that runs.
@@ -33,8 +33,10 @@ impl Server {
     /// Takes the port, opens the stores and serves.
     ///
     /// # Errors
-    /// `Unavailable` when the port is taken, the data directory cannot be written or a store does not answer.
+    /// `Invalid` for a file of users, keys or certificates that cannot be used; `Unavailable` when the port is taken,
+    /// the data directory cannot be written or a store does not answer.
     pub async fn start(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self> {
+        let security = Security::load(&settings.security, &clock)?;
         let listener = TcpListener::bind(settings.listen).await.map_err(|error| {
             Error::unavailable(format!(
                 "cannot listen on {}: {error}; choose another address with --listen",
@@ -50,8 +52,9 @@ impl Server {
             message_bytes_max: settings.limits.message_bytes_max,
             sessions_max: settings.limits.sessions_max,
             session_idle_timeout: settings.limits.session_idle_timeout,
+            authentication_timeout: settings.security.authentication_timeout,
         };
-        let door = Door::open(listener, Arc::clone(&engine), clock, &limits);
+        let door = Door::open(listener, Arc::clone(&engine), clock, security, &limits)?;
         let upkeep = Upkeep::start(Arc::clone(&engine), door.sessions());
         Ok(Self { local_addr, engine, door, drain_timeout: settings.drain_timeout, upkeep })
     }
@@ -96,6 +99,12 @@ pub async fn serve(settings: Settings) -> Result<()> {
     // Nobody may be reading; that is no reason not to serve.
     let _ = io::stdout().write_all(greeting(&settings, server.local_addr()).as_bytes());
     let _ = io::stdout().flush();
+    if settings.security.is_readable_on_the_way(settings.listen) {
+        tracing::warn!(
+            "without TLS, passwords and tokens can be read by whoever sees the network: name tls_cert and tls_key, \
+             unless something in front of this server speaks TLS"
+        );
+    }
     tracing::info!(listen = %server.local_addr(), online = %settings.online, "serving");
     let cause = next_signal().await;
     tracing::info!(cause, drain_timeout = ?settings.drain_timeout, "draining");
@@ -111,14 +120,23 @@ pub async fn serve(settings: Settings) -> Result<()> {
 fn greeting(settings: &Settings, address: SocketAddr) -> String {
     let mut text = String::new();
     let version = env!("CARGO_PKG_VERSION");
-    let url = format!("grpc://{address}");
+    let (scheme, jdbc) = match settings.security.tls {
+        Some(_) => ("grpc+tls", ""),
+        None => ("grpc", "?useEncryption=false"),
+    };
+    let (python, shell) = match settings.security.users_file {
+        Some(_) => (", db_kwargs={\"username\": …, \"password\": …}", " --user …"),
+        None => ("", ""),
+    };
+    let url = format!("{scheme}://{address}");
     // Writing to a String does not fail.
     let _ = writeln!(text, "Fletching {version} serves Arrow Flight SQL at {url}");
     let _ = writeln!(text, "  history  {}", settings.warehouse.display());
     let _ = writeln!(text, "  latest   {}", settings.online);
-    let _ = writeln!(text, "  python   adbc_driver_flightsql.dbapi.connect(\"{url}\", autocommit=True)");
-    let _ = writeln!(text, "  jdbc     jdbc:arrow-flight-sql://{address}?useEncryption=false");
-    let _ = writeln!(text, "  shell    fletching sql --url {url}");
+    let _ =
+        writeln!(text, "  python   adbc_driver_flightsql.dbapi.connect(\"{url}\"{python}, autocommit=True)");
+    let _ = writeln!(text, "  jdbc     jdbc:arrow-flight-sql://{address}{jdbc}");
+    let _ = writeln!(text, "  shell    fletching sql --url {url}{shell}");
     text
 }
 

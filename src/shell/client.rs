@@ -1,7 +1,5 @@
 //! The shell's side of the wire.
 
-use std::time::Duration;
-
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow_flight::error::FlightError;
@@ -11,12 +9,11 @@ use arrow_flight::sql::client::FlightSqlServiceClient;
 use arrow_flight::{FlightInfo, Ticket};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
-use tonic::Code;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
 
+use super::connect::Server;
 use crate::error::{Error, ErrorKind, Result};
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection to a server.
 pub(super) struct Client {
@@ -34,16 +31,15 @@ pub(super) enum Answer {
 pub(super) type Batches = BoxStream<'static, Result<RecordBatch, FlightError>>;
 
 impl Client {
-    pub(super) async fn connect(url: &str) -> Result<Self> {
-        let endpoint = endpoint(url)?;
-        let channel = endpoint.connect().await.map_err(|error| {
-            Error::unavailable(format!(
-                "cannot connect to {url}: {}; is `fletching serve` running there?",
-                root_cause(&error)
-            ))
-        })?;
+    /// Connects, and signs in where that is asked for.
+    pub(super) async fn connect(server: Server) -> Result<Self> {
+        let (channel, token) = server.connect().await?;
         let flight = FlightServiceClient::new(channel).max_decoding_message_size(usize::MAX);
-        Ok(Self { flight: FlightSqlServiceClient::new_from_inner(flight) })
+        let mut flight = FlightSqlServiceClient::new_from_inner(flight);
+        if let Some(token) = token {
+            flight.set_token(token);
+        }
+        Ok(Self { flight })
     }
 
     pub(super) async fn run(&mut self, sql: &str) -> Result<Answer> {
@@ -81,55 +77,22 @@ pub(super) async fn next(batches: &mut Batches) -> Result<Option<RecordBatch>> {
     batches.try_next().await.map_err(said)
 }
 
-fn endpoint(url: &str) -> Result<Endpoint> {
-    let address = match url.split_once("://") {
-        None => url,
-        Some(("grpc" | "grpc+tcp" | "http", address)) => address,
-        Some((scheme, _)) => {
-            return Err(Error::unsupported(format!("{scheme}:// is not supported; use grpc://host:port")));
-        }
-    };
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|_| Error::invalid(format!("'{url}' is no URL such as grpc://127.0.0.1:8815")))?;
-    Ok(endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true))
-}
-
 /// What the server said, in its own words.
 fn said(error: FlightError) -> Error {
     match error {
-        FlightError::Tonic(status) => {
-            let kind = match status.code() {
-                Code::Unavailable => ErrorKind::Unavailable,
-                Code::Cancelled => ErrorKind::Cancelled,
-                Code::Internal => ErrorKind::Internal,
-                _ => ErrorKind::Invalid,
-            };
-            Error::new(kind, status.message())
-        }
+        FlightError::Tonic(status) => refused(&status),
         other => Error::internal(format!("the server's answer cannot be read: {other}")),
     }
 }
 
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    cause.to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn urls() {
-        for url in ["grpc://127.0.0.1:8815", "grpc+tcp://localhost:1", "http://[::1]:8815", "localhost:8815"]
-        {
-            assert!(endpoint(url).is_ok(), "{url}");
-        }
-        for url in ["grpc+tls://h:1", "ftp://h", "grpc://"] {
-            assert!(endpoint(url).is_err(), "{url}");
-        }
-    }
+/// The same, of a call below Flight SQL.
+pub(super) fn refused(status: &Status) -> Error {
+    let kind = match status.code() {
+        Code::Unavailable => ErrorKind::Unavailable,
+        Code::Unauthenticated => ErrorKind::Unauthenticated,
+        Code::Cancelled => ErrorKind::Cancelled,
+        Code::Internal => ErrorKind::Internal,
+        _ => ErrorKind::Invalid,
+    };
+    Error::new(kind, status.message())
 }

@@ -1,6 +1,7 @@
 //! `fletching sql`: a shell, and a one-shot client. It knows the server by the wire only, like any other client.
 
 mod client;
+mod connect;
 mod describe;
 mod output;
 mod progress;
@@ -15,6 +16,7 @@ use std::path::Path;
 use crate::config::SqlArgs;
 use crate::error::{Error, Result};
 use client::Client;
+use connect::Server;
 use session::{Next, Session};
 use split::Item;
 
@@ -30,7 +32,8 @@ pub async fn run(args: SqlArgs) -> Result<()> {
         (None, None) => Some(read_script(Path::new("-"))?),
     };
     let script = script.as_deref().map(split::all).transpose()?;
-    let client = Client::connect(&args.url).await?;
+    let server = Server::of(&args.url, args.credentials)?;
+    let client = Client::connect(server).await?;
     match script {
         Some(items) => run_script(Session::new(client, args.format, false), &items).await,
         None => repl::run(Session::new(client, args.format, true), &args.url).await,

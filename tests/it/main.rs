@@ -3,6 +3,7 @@
 
 mod flight;
 mod online;
+mod security;
 mod serving;
 mod shell;
 mod slt;
