@@ -1,6 +1,11 @@
+import subprocess
+
 import pytest
 
 from support import Redis, Server
+
+JDBC = "flight-sql-jdbc-driver"
+JDBC_VERSION = "18.3.0"
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +42,13 @@ def redis():
     redis = Redis()
     yield redis
     redis.close()
+
+
+@pytest.fixture(scope="session")
+def jdbc_driver(tmp_path_factory):
+    """The stock driver, by Maven and its local repository."""
+    folder = tmp_path_factory.mktemp("jdbc")
+    plugin = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"
+    artifact = f"-Dartifact=org.apache.arrow:{JDBC}:{JDBC_VERSION}"
+    subprocess.run(["mvn", "-q", "-B", plugin, artifact, f"-DoutputDirectory={folder}"], check=True, timeout=600)
+    return folder / f"{JDBC}-{JDBC_VERSION}.jar"

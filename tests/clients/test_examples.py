@@ -8,8 +8,6 @@ import pytest
 
 from support import ROOT
 
-JDBC = "flight-sql-jdbc-driver"
-JDBC_VERSION = "18.3.0"
 FOLDER = ROOT / "clients" / "python"
 SHOWS = {
     "with_pandas.py": ["42 2026-01-07", "3", "5"],
@@ -39,16 +37,6 @@ def test_example(server, name):
         assert done.returncode == 0, done.stderr
         for text in SHOWS[name]:
             assert text in done.stdout, done.stdout
-
-
-@pytest.fixture(scope="module")
-def jdbc_driver(tmp_path_factory):
-    """The stock driver, by Maven and its local repository."""
-    folder = tmp_path_factory.mktemp("jdbc")
-    plugin = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"
-    artifact = f"-Dartifact=org.apache.arrow:{JDBC}:{JDBC_VERSION}"
-    subprocess.run(["mvn", "-q", "-B", plugin, artifact, f"-DoutputDirectory={folder}"], check=True, timeout=600)
-    return folder / f"{JDBC}-{JDBC_VERSION}.jar"
 
 
 def test_java(server, jdbc_driver):
