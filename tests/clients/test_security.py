@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import adbc_driver_flightsql
@@ -220,6 +221,18 @@ def test_jdbc_with_a_certificate(mutual, authority, java):
     assert java(f"{url}&clientCertificate={cert}&clientKey={key}") == JAVA_ANSWERS
     (said,) = java(url)
     assert said.startswith("refused"), said
+
+
+def test_adbc_takes_a_fresh_token(tmp_path):
+    """In use, a connection outlives the token that it was given first."""
+    secured = Secured(tmp_path, "--token-ttl", "4s")
+    try:
+        with secured.connect(username="ada", password=PASSWORD) as connection:
+            until = time.monotonic() + 9
+            while time.monotonic() < until:
+                assert rows(connection, "SELECT 1") == [(1,)]
+    finally:
+        secured.server.close()
 
 
 def test_the_greeting_says_how_to_connect(encrypted, mutual):
