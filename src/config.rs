@@ -142,6 +142,9 @@ serve_args! {
     tls_key "FLETCHING_TLS_KEY" "FILE";
     /// Authority that signs the certificates of clients, as PEM; clients without one are refused
     tls_client_ca "FLETCHING_TLS_CLIENT_CA" "FILE";
+    /// Address of the HTTP port, which tells of health and metrics and of nothing that is stored, or off
+    /// [default: 127.0.0.1:8816]
+    http_listen "FLETCHING_HTTP_LISTEN" "HOST:PORT";
     /// Online store: embedded, redis://[user:password@]host[:port][/db], or
     /// redis-cluster://[user:password@]host:port,… with some of the cluster's nodes [default: embedded]
     online "FLETCHING_ONLINE" "STORE";
@@ -161,6 +164,8 @@ serve_args! {
     log_format "FLETCHING_LOG_FORMAT" "FORMAT";
     /// error, warn, info, debug, trace, or directives such as fletching=debug [default: info]
     log_level "FLETCHING_LOG_LEVEL" "LEVEL";
+    /// Look-ups that take this long are logged as other statements are [default: 100ms]
+    slow_lookup "FLETCHING_SLOW_LOOKUP" "DURATION";
     /// How long running queries may take to finish after SIGTERM [default: 30s]
     drain_timeout "FLETCHING_DRAIN_TIMEOUT" "DURATION";
     /// Most client connections at a time [default: 1024]
@@ -173,6 +178,12 @@ serve_args! {
     sessions_max "FLETCHING_SESSIONS_MAX" "COUNT";
     /// How long a session that is kept by cookie may lie idle [default: 30m]
     session_idle_timeout "FLETCHING_SESSION_IDLE_TIMEOUT" "DURATION";
+    /// Most queries at a time; look-ups and questions about what exists are not counted [default: 64]
+    queries_max "FLETCHING_QUERIES_MAX" "COUNT";
+    /// Most queries that wait for their turn [default: 256]
+    queries_queued_max "FLETCHING_QUERIES_QUEUED_MAX" "COUNT";
+    /// How long a query may wait for its turn [default: 30s]
+    queue_timeout "FLETCHING_QUEUE_TIMEOUT" "DURATION";
 }
 
 /// Which catalog knows the Iceberg tables.
@@ -200,6 +211,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Who may connect, and how they prove it.
     pub security: SecuritySettings,
+    /// Address of the HTTP port; port 0 takes a free one, `None` opens none.
+    pub http_listen: Option<SocketAddr>,
     /// Where the latest values live.
     pub online: OnlineSetting,
     /// How long any one call to Redis may take.
@@ -218,6 +231,8 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// Directives of `tracing`'s `EnvFilter`.
     pub log_level: String,
+    /// Look-ups that take this long are logged as other statements are.
+    pub slow_lookup: Duration,
     /// How long running queries may take to finish after the signal to stop.
     pub drain_timeout: Duration,
     /// What clients may ask for.
@@ -237,6 +252,12 @@ pub struct Limits {
     pub sessions_max: usize,
     /// How long a session kept by cookie may lie idle.
     pub session_idle_timeout: Duration,
+    /// Most queries at a time, but for look-ups that are kept ready.
+    pub queries_max: usize,
+    /// Most queries that wait for their turn.
+    pub queries_queued_max: usize,
+    /// How long a query may wait for its turn.
+    pub queue_timeout: Duration,
 }
 
 impl Settings {
@@ -249,12 +270,12 @@ impl Settings {
         Self::validate(args.over(file))
     }
 
-    /// Every default, with everything under `data_dir` and any free port.
+    /// Every default, with everything under `data_dir` and any free ports.
     pub fn for_data_dir(data_dir: impl Into<PathBuf>) -> Result<Self> {
         let data_dir = data_dir.into();
         let given = |text: &str| Some(Given(text.to_owned()));
-        let mut settings =
-            Self::validate(ServeArgs { listen: given("127.0.0.1:0"), ..ServeArgs::default() })?;
+        let (listen, http_listen) = (given("127.0.0.1:0"), given("127.0.0.1:0"));
+        let mut settings = Self::validate(ServeArgs { listen, http_listen, ..ServeArgs::default() })?;
         settings.warehouse = data_dir.join("warehouse");
         settings.catalog = CatalogSetting::Sqlite(data_dir.join("catalog.db"));
         settings.data_dir = data_dir;
@@ -288,6 +309,7 @@ impl Settings {
             data_dir,
             listen,
             security: security.validate(listen, insecure)?,
+            http_listen: get("http_listen", args.http_listen, "127.0.0.1:8816", address_or_off)?,
             warehouse,
             catalog,
             online: get("online", args.online, "embedded", online::parse)?,
@@ -297,6 +319,7 @@ impl Settings {
             cache_ttl: get("cache_ttl", args.cache_ttl, "5s", duration)?,
             log_format: get("log_format", args.log_format, "text", log_format)?,
             log_level: get("log_level", args.log_level, "info", log_level)?,
+            slow_lookup: get("slow_lookup", args.slow_lookup, "100ms", duration)?,
             drain_timeout: get("drain_timeout", args.drain_timeout, "30s", duration)?,
             limits: Limits {
                 connections_max: get("connections_max", args.connections_max, "1024", count)?,
@@ -314,6 +337,9 @@ impl Settings {
                     "30m",
                     duration,
                 )?,
+                queries_max: get("queries_max", args.queries_max, "64", count)?,
+                queries_queued_max: get("queries_queued_max", args.queries_queued_max, "256", whole)?,
+                queue_timeout: get("queue_timeout", args.queue_timeout, "30s", duration)?,
             },
         })
     }
@@ -359,6 +385,14 @@ fn count<T: std::str::FromStr + Default + PartialEq>(text: &str) -> Result<T, Wh
         Ok(number) if number != T::default() => Ok(number),
         _ => Err(format!("'{text}' is not a positive whole number")),
     }
+}
+
+fn whole(text: &str) -> Result<usize, Why> {
+    text.parse().map_err(|_| format!("'{text}' is not a whole number"))
+}
+
+fn address_or_off(text: &str) -> Result<Option<SocketAddr>, Why> {
+    if text == "off" { Ok(None) } else { address(text).map(Some) }
 }
 
 fn address(text: &str) -> Result<SocketAddr, Why> {

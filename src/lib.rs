@@ -10,7 +10,8 @@
 //! 4. A statement that changes something runs at once: `ingest` writes history through `offline`, and only then the
 //!    latest values through `online`. The client's ticket carries nothing but the news that it is done.
 //! 5. A query gets a ticket that carries the statement itself, so that nothing waits on the server for the client.
-//! 6. The client fetches the ticket: the plan runs, its operators (`exec`) read history and latest values.
+//! 6. The client fetches the ticket: the plan runs, in its turn where many do, and can be seen and ended while it does.
+//!    Its operators (`exec`) read history and latest values.
 //! 7. Batches leave as fast as the client takes them. If it goes, the stream is dropped, and with it the query.
 //! 8. An error at any point keeps its kind all the way, and becomes a gRPC code in one place, `flight::status`.
 
@@ -20,7 +21,9 @@ mod config;
 pub mod error;
 mod exec;
 mod flight;
+mod http;
 mod ingest;
+mod metrics;
 pub mod model;
 mod offline;
 mod online;

@@ -66,7 +66,9 @@ def server():
     log = DATA / "server.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [BINARY, "serve", "--data-dir", DATA, "--listen", address], stdout=output, stderr=subprocess.STDOUT
+            [BINARY, "serve", "--data-dir", DATA, "--listen", address, "--http-listen", "off"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
     try:
         wait_for(address, process, log)

@@ -28,6 +28,9 @@ fn defaults_are_valid() {
     assert_eq!(settings.warehouse, Path::new("./data/warehouse"));
     assert_eq!(settings.catalog, CatalogSetting::Sqlite("./data/catalog.db".into()));
     assert_eq!(settings.limits.message_bytes_max, 64 << 20);
+    assert_eq!(settings.http_listen.map(|address| address.to_string()).as_deref(), Some("127.0.0.1:8816"));
+    assert_eq!(resolve(&["--http-listen", "off"]).unwrap().http_listen, None);
+    assert!(resolve(&["--http-listen", "0.0.0.0:8816"]).is_ok(), "it tells nothing of what is stored");
 }
 
 #[test]
@@ -79,6 +82,10 @@ fn a_bad_setting_is_one_line_that_names_its_key() {
         (&["--tls-cert", "c"], "tls_key: a certificate is of no use without its key"),
         (&["--tls-key", "k"], "tls_cert: a key is of no use without its certificate"),
         (&["--tls-client-ca", "a"], "tls_client_ca: clients show certificates over TLS only"),
+        (&["--http-listen", "on"], "http_listen: 'on' is not an address"),
+        (&["--queries-max", "0"], "queries_max: '0' is not a positive whole number"),
+        (&["--queries-queued-max", "many"], "queries_queued_max: 'many' is not a whole number"),
+        (&["--queue-timeout", "soon"], "queue_timeout: 'soon' is not a duration"),
         (&["--online", "rediss://h"], "online: rediss:// (Redis over TLS)"),
         (&["--online", "mongodb://h"], "online: mongodb:// is no online store"),
         (&["--online", "redis-cluster://"], "online: node 1 of the redis-cluster:// URL is not host:port"),

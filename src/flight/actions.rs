@@ -13,7 +13,6 @@ use prost::Message;
 use super::commands::{Request, refuse_transaction};
 use super::handle::{Statement, Ticket};
 use super::query::schema_bytes;
-use super::running::Running;
 use super::security::Seals;
 use crate::error::{Error, Result};
 use crate::sql::{Session, StatementKind};
@@ -83,7 +82,6 @@ impl Known {
 pub(super) async fn perform(
     known: Known,
     session: &Session,
-    running: &Running,
     seals: &Seals,
     action: Action,
 ) -> Result<Option<Bytes>> {
@@ -96,7 +94,7 @@ pub(super) async fn perform(
         Known::CancelFlightInfo => {
             let request = CancelFlightInfoRequest::decode(action.body).map_err(undecodable)?;
             let info = request.info.ok_or_else(|| Error::invalid("the request names no flight to cancel"))?;
-            let status = if cancel(running, seals, &info)? {
+            let status = if cancel(session, seals, &info)? {
                 CancelStatus::Cancelled
             } else {
                 CancelStatus::NotCancellable
@@ -106,7 +104,7 @@ pub(super) async fn perform(
         Known::CancelQuery => {
             let request: ActionCancelQueryRequest = unpack(&action.body)?;
             let info = FlightInfo::decode(request.info).map_err(undecodable)?;
-            let result = if cancel(running, seals, &info)? { CANCELLED } else { NOT_CANCELLABLE };
+            let result = if cancel(session, seals, &info)? { CANCELLED } else { NOT_CANCELLABLE };
             Ok(Some(CancelQueryResult { result }.as_any_bytes()))
         }
     }
@@ -130,11 +128,11 @@ async fn prepare(
 }
 
 /// Whether a query was running for one of the flight's endpoints, which now stops.
-fn cancel(running: &Running, seals: &Seals, info: &FlightInfo) -> Result<bool> {
+fn cancel(session: &Session, seals: &Seals, info: &FlightInfo) -> Result<bool> {
     let mut any = false;
     for ticket in info.endpoint.iter().filter_map(|endpoint| endpoint.ticket.as_ref()) {
         if let Request::Ticket(Ticket::Query { id, .. }) = Request::of_command(&ticket.ticket, seals)? {
-            any |= running.cancel(id);
+            any |= session.cancel(id);
         }
     }
     Ok(any)

@@ -18,15 +18,20 @@ use tonic::transport::server::Connected;
 
 use super::drain::Drain;
 use super::sessions::Sessions;
+use crate::metrics::Metrics;
 
 /// Tells connections apart for as long as the server runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct ConnectionId(u64);
+pub(super) struct ConnectionId {
+    pub(super) serial: u64,
+    /// Who is at the other end.
+    pub(super) peer: SocketAddr,
+}
 
 #[cfg(test)]
 impl ConnectionId {
-    pub(super) fn for_test(id: u64) -> Self {
-        Self(id)
+    pub(super) fn for_test(serial: u64) -> Self {
+        Self { serial, peer: ([127, 0, 0, 1], 1).into() }
     }
 }
 
@@ -51,15 +56,26 @@ pub(super) struct Connection {
     admitted: Arc<AtomicBool>,
     /// By when a call must have been let in; `None` once one was.
     deadline: Option<Pin<Box<Sleep>>>,
-    peer: SocketAddr,
     sessions: Arc<Sessions>,
+    metrics: Arc<Metrics>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        tracing::debug!(connection = self.id.0, peer = %self.peer, "disconnected");
+        tracing::debug!(connection = self.id.serial, peer = %self.id.peer, "disconnected");
+        self.metrics.connections.dec();
         self.sessions.disconnected(self.id);
+    }
+}
+
+impl Connection {
+    /// Counts what went out.
+    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = &written {
+            self.metrics.bytes_sent.inc_by(*bytes as u64);
+        }
+        written
     }
 }
 
@@ -80,9 +96,10 @@ pub(super) fn incoming(
     silence_max: Duration,
     sessions: Arc<Sessions>,
     drain: Arc<Drain>,
+    metrics: Arc<Metrics>,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let room = Arc::new(Semaphore::new(connections_max));
-    let acceptor = Acceptor { listener, sessions, drain, last: 0, silence_max, room };
+    let acceptor = Acceptor { listener, sessions, drain, metrics, last: 0, silence_max, room };
     futures::stream::unfold(acceptor, |mut acceptor| async move {
         loop {
             let drain = Arc::clone(&acceptor.drain);
@@ -104,6 +121,7 @@ struct Acceptor {
     listener: TcpListener,
     sessions: Arc<Sessions>,
     drain: Arc<Drain>,
+    metrics: Arc<Metrics>,
     last: u64,
     silence_max: Duration,
     room: Arc<Semaphore>,
@@ -130,16 +148,17 @@ impl Acceptor {
             return None;
         }
         self.last += 1;
-        let id = ConnectionId(self.last);
-        tracing::debug!(connection = id.0, %peer, "connected");
+        let id = ConnectionId { serial: self.last, peer };
+        tracing::debug!(connection = id.serial, %peer, "connected");
         self.sessions.connected(id);
+        self.metrics.connections.inc();
         Some(Connection {
             stream,
             id,
             admitted: Arc::default(),
             deadline: Some(Box::pin(tokio::time::sleep(self.silence_max))),
-            peer,
             sessions: Arc::clone(&self.sessions),
+            metrics: Arc::clone(&self.metrics),
             _permit: permit,
         })
     }
@@ -153,7 +172,7 @@ impl Connection {
         if self.admitted.load(Ordering::Relaxed) {
             self.deadline = None;
         } else if deadline.as_mut().poll(cx).is_ready() {
-            tracing::info!(connection = self.id.0, peer = %self.peer, "closed: it made no call that could be let in");
+            tracing::info!(connection = self.id.serial, peer = %self.id.peer, "closed: it made no call that could be let in");
             return Err(io::ErrorKind::TimedOut.into());
         }
         Ok(())
@@ -167,13 +186,17 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.check_silence(cx)?;
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        self.metrics.bytes_received.inc_by((buffer.filled().len() - before) as u64);
+        read
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.wrote(written)
     }
 
     fn poll_write_vectored(
@@ -181,7 +204,8 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.wrote(written)
     }
 
     fn is_write_vectored(&self) -> bool {

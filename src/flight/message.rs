@@ -80,7 +80,8 @@ impl Message {
     /// `Exhausted` where they exceed what a message may hold.
     pub(super) fn of_batch(batch: &RecordBatch, app_metadata: &[u8]) -> Result<Self> {
         if !batch.schema_ref().fields().iter().all(|field| is_flat(field.data_type())) {
-            return Self::of_nested(batch, app_metadata);
+            let (options, mut context) = (IpcWriteOptions::default(), CompressionContext::default());
+            return Self::copied(batch, app_metadata, &options, &mut context);
         }
         let mut body = Body::for_columns(batch.num_columns());
         let mut nodes = Vec::with_capacity(batch.num_columns());
@@ -92,16 +93,16 @@ impl Message {
         Self::new(&header(batch.num_rows(), &nodes, &buffers, length), app_metadata, parts, length)
     }
 
-    /// A batch with columns that have children, copied as Arrow's writer does it. No dictionaries leave the house, so
-    /// one message is all there is.
-    fn of_nested(batch: &RecordBatch, app_metadata: &[u8]) -> Result<Self> {
+    /// The rows of any batch, copied as Arrow's writer does it: those with columns that have children, and those that
+    /// are compressed. No dictionaries leave the house, so one message is all there is.
+    pub(super) fn copied(
+        batch: &RecordBatch,
+        app_metadata: &[u8],
+        options: &IpcWriteOptions,
+        context: &mut CompressionContext,
+    ) -> Result<Self> {
         let mut tracker = DictionaryTracker::new(false);
-        let (_, encoded) = IpcDataGenerator::default().encode(
-            batch,
-            &mut tracker,
-            &IpcWriteOptions::default(),
-            &mut CompressionContext::default(),
-        )?;
+        let (_, encoded) = IpcDataGenerator::default().encode(batch, &mut tracker, options, context)?;
         let length = encoded.arrow_data.len();
         Self::new(&encoded.ipc_message, app_metadata, [encoded.arrow_data.into()], length)
     }

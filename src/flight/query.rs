@@ -62,8 +62,9 @@ pub(super) fn info(
 /// The result of a ticket. The query runs as fast as the client reads, and stops when it goes.
 pub(super) async fn fetch(session: &Session, encoder: &Encoder, ticket: Ticket) -> Result<Answers<Message>> {
     match ticket {
-        Ticket::Query { statement, .. } => {
-            let batches = session.query(&statement.sql, statement.parameters()?.as_ref()).await?;
+        Ticket::Query { id, statement } => {
+            let parameters = statement.parameters()?;
+            let batches = session.query_as(Some(id), &statement.sql, parameters.as_ref()).await?;
             Ok(encoder.encode(batches.schema(), batches.map(|batch| batch.map_err(Error::from))))
         }
         Ticket::Done => Ok(encoder.encode(SchemaRef::new(Schema::empty()), futures::stream::empty())),

@@ -10,20 +10,18 @@ use arrow_flight::{
 };
 use futures::stream::{self, StreamExt};
 use tonic::{Request as Call, Response, Status, Streaming, async_trait};
-use uuid::Uuid;
 
 use super::actions::{self, Known};
 use super::auth::{Authenticator, Caller};
 use super::body;
 use super::commands::Request;
+use super::compression;
 use super::drain::{Drain, InFlight};
 use super::exchange;
-use super::handle::Ticket;
 use super::message::Message;
 use super::metadata;
 use super::put;
 use super::query;
-use super::running::Running;
 use super::security::Seals;
 use super::sessions::Sessions;
 use super::status::from_client_stream;
@@ -35,7 +33,6 @@ use crate::sql::Session;
 pub(super) struct Service {
     pub(super) sessions: Arc<Sessions>,
     pub(super) drain: Arc<Drain>,
-    pub(super) running: Arc<Running>,
     pub(super) encoder: Encoder,
     pub(super) auth: Arc<Authenticator>,
     pub(super) seals: Arc<Seals>,
@@ -105,24 +102,18 @@ impl Service {
 
     async fn fetch(&self, call: Call<FlightTicket>) -> Result<Answers<Message>> {
         let request = Request::of_command(&call.get_ref().ticket, &self.seals)?;
+        let compression = compression::asked(call.metadata())?;
+        let compressing = compression.map(|options| self.encoder.compressing(options));
         let (session, in_flight) = self.enter(&call, matches!(request, Request::Direct(_)))?;
-        let encoder = &self.encoder;
-        let (answers, query_id) = self
+        let encoder = compressing.as_ref().unwrap_or(&self.encoder);
+        let answers = self
             .until_stopped(async {
                 match request {
-                    Request::Ticket(ticket) => {
-                        let query_id = match &ticket {
-                            Ticket::Query { id, .. } => Some(*id),
-                            Ticket::Done => None,
-                        };
-                        Ok((query::fetch(&session, encoder, ticket).await?, query_id))
-                    }
-                    Request::Direct(direct) => {
-                        Ok((query::fetch_direct(&session, encoder, &direct).await?, None))
-                    }
+                    Request::Ticket(ticket) => query::fetch(&session, encoder, ticket).await,
+                    Request::Direct(direct) => query::fetch_direct(&session, encoder, &direct).await,
                     Request::Metadata(request) => {
                         let batch = metadata::answer(&session, request).await?;
-                        Ok((encoder.encode(batch.schema(), stream::iter([Ok(batch)])), None))
+                        Ok(encoder.encode(batch.schema(), stream::iter([Ok(batch)])))
                     }
                     Request::Query(_)
                     | Request::Prepared(_)
@@ -134,7 +125,7 @@ impl Service {
                 }
             })
             .await?;
-        Ok(self.stoppable(answers, query_id, (session, in_flight)))
+        Ok(self.stoppable(answers, (session, in_flight)))
     }
 
     async fn exchange(&self, call: Call<Streaming<FlightData>>) -> Result<Answers<Message>> {
@@ -146,34 +137,13 @@ impl Service {
             call.into_inner(),
         );
         let answers = self.until_stopped(answers).await?;
-        Ok(self.stoppable(answers, None, (session, in_flight)))
+        Ok(self.stoppable(answers, (session, in_flight)))
     }
 
-    /// Answers that end when the door closes, or the query they belong to is cancelled.
-    fn stoppable(
-        &self,
-        answers: Answers<Message>,
-        query_id: Option<Uuid>,
-        held: (Arc<Session>, InFlight),
-    ) -> Answers<Message> {
-        let (fetch, cancelled) = query_id.map(|id| self.running.enter(id)).unzip();
+    /// Answers that end when the door closes.
+    fn stoppable(&self, answers: Answers<Message>, held: (Arc<Session>, InFlight)) -> Answers<Message> {
         let drain = Arc::clone(&self.drain);
-        let stop = async move {
-            let cancelled = async {
-                let heard = match cancelled {
-                    Some(cancelled) => cancelled.await.is_ok(),
-                    None => false,
-                };
-                if !heard {
-                    std::future::pending::<()>().await;
-                }
-            };
-            tokio::select! {
-                stopped = drain.stopped() => stopped,
-                () = cancelled => Error::cancelled("the query was cancelled"),
-            }
-        };
-        Stoppable::new(answers, Box::pin(stop), (held, fetch)).boxed()
+        Stoppable::new(answers, Box::pin(async move { drain.stopped().await }), held).boxed()
     }
 
     async fn put(&self, call: Call<Streaming<FlightData>>) -> Result<PutResult> {
@@ -184,7 +154,7 @@ impl Service {
     async fn act(&self, call: Call<Action>) -> Result<Answers<arrow_flight::Result>> {
         let known = Known::of(call.get_ref())?;
         let (session, _in_flight) = self.enter(&call, known.begins_work())?;
-        let performed = actions::perform(known, &session, &self.running, &self.seals, call.into_inner());
+        let performed = actions::perform(known, &session, &self.seals, call.into_inner());
         let body = self.until_stopped(performed).await?;
         Ok(stream::iter(body.map(|body| Ok(arrow_flight::Result { body }))).boxed())
     }

@@ -12,7 +12,7 @@ use super::auth::Caller;
 use super::listener::ConnectionId;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
-use crate::sql::{Engine, Session};
+use crate::sql::{Engine, Owner, Session};
 
 /// The cookie's name in the Flight SQL specification.
 const COOKIE: &str = "arrow_flight_session_id";
@@ -69,7 +69,7 @@ impl Sessions {
     /// The session of a call.
     pub(super) fn of(&self, caller: &Caller, headers: &MetadataMap) -> Result<Arc<Session>> {
         match cookie(headers) {
-            Some(id) => self.by_cookie(&caller.user, id),
+            Some(id) => self.by_cookie(caller, id),
             None => Ok(self.by_connection(caller)),
         }
     }
@@ -86,21 +86,26 @@ impl Sessions {
         drop(ended); // outside the lock, as above
     }
 
+    /// A new one for whoever is at the other end.
+    fn session(&self, caller: &Caller) -> Arc<Session> {
+        self.engine.session_of(Owner { user: caller.user.clone(), client: Some(caller.connection.peer) })
+    }
+
     fn by_connection(&self, caller: &Caller) -> Arc<Session> {
         let mut open = self.open.lock();
         // The connection went while its call was on the way: nothing to share, nothing to keep.
         let Some(sessions) = open.by_connection.get_mut(&caller.connection) else {
-            return self.engine.session();
+            return self.session(caller);
         };
         if let Some((_, session)) = sessions.iter().find(|(user, _)| *user == caller.user) {
             return Arc::clone(session);
         }
-        let session = self.engine.session();
+        let session = self.session(caller);
         sessions.push((caller.user.clone(), Arc::clone(&session)));
         session
     }
 
-    fn by_cookie(&self, user: &User, id: &str) -> Result<Arc<Session>> {
+    fn by_cookie(&self, caller: &Caller, id: &str) -> Result<Arc<Session>> {
         if id.is_empty() || id.len() > COOKIE_BYTES_MAX || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(Error::invalid(format!(
                 "the cookie {COOKIE} must be 1 to {COOKIE_BYTES_MAX} visible ASCII characters"
@@ -109,7 +114,7 @@ impl Sessions {
         self.end_idle(); // one whose time is over must not come back, however long ago the last sweep was
         let now_us = self.clock.now_us();
         let mut open = self.open.lock();
-        let key = (user.clone(), id.to_owned());
+        let key = (caller.user.clone(), id.to_owned());
         if let Some(kept) = open.by_cookie.get_mut(&key) {
             kept.used_us = now_us;
             return Ok(Arc::clone(&kept.session));
@@ -120,7 +125,7 @@ impl Sessions {
                 open.by_cookie.len()
             )));
         }
-        let session = self.engine.session();
+        let session = self.session(caller);
         open.by_cookie.insert(key, Kept { session: Arc::clone(&session), used_us: now_us });
         Ok(session)
     }
@@ -146,7 +151,11 @@ mod tests {
     use crate::clock::ManualClock;
     use crate::offline::OfflineStore;
     use crate::online::{self, Backend, OnlineOptions};
-    use crate::sql::EngineParts;
+    use crate::sql::{EngineParts, RunLimits};
+
+    fn nobody() -> Caller {
+        Caller { connection: ConnectionId::for_test(0), user: None }
+    }
 
     async fn engine(dir: &Path, clock: Arc<dyn Clock>) -> Arc<Engine> {
         let (catalog, warehouse) = (dir.join("catalog.db"), dir.join("warehouse"));
@@ -159,6 +168,7 @@ mod tests {
             clock,
             memory_limit_bytes: None,
             spill_dir: dir.join("spill"),
+            run_limits: RunLimits::default(),
         })
         .unwrap()
     }
@@ -169,15 +179,18 @@ mod tests {
         let clock = Arc::new(ManualClock::new(0));
         let engine = engine(dir.path(), clock.clone()).await;
         let sessions = Sessions::new(engine, clock.clone(), 10, Duration::from_secs(60));
-        let idle = Arc::downgrade(&sessions.by_cookie(&None, "idle").unwrap());
-        let running = sessions.by_cookie(&None, "running").unwrap();
+        let idle = Arc::downgrade(&sessions.by_cookie(&nobody(), "idle").unwrap());
+        let running = sessions.by_cookie(&nobody(), "running").unwrap();
         clock.advance(60_000_000);
         sessions.end_idle();
         assert!(idle.upgrade().is_some(), "its time is not over");
         clock.advance(1);
         sessions.end_idle();
         assert!(idle.upgrade().is_none(), "ended");
-        assert!(Arc::ptr_eq(&running, &sessions.by_cookie(&None, "running").unwrap()), "in use all the time");
+        assert!(
+            Arc::ptr_eq(&running, &sessions.by_cookie(&nobody(), "running").unwrap()),
+            "in use all the time"
+        );
     }
 
     #[tokio::test]
@@ -192,7 +205,7 @@ mod tests {
         for _ in 0..2 {
             for user in [None, Some("ada"), Some("bob")] {
                 let caller = Caller { connection, user: user.map(Arc::from) };
-                by_cookie.push(sessions.by_cookie(&caller.user, "the-same").unwrap());
+                by_cookie.push(sessions.by_cookie(&caller, "the-same").unwrap());
                 by_connection.push(sessions.by_connection(&caller));
             }
         }

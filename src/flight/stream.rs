@@ -14,6 +14,7 @@ use futures::stream::{self, BoxStream, Stream, StreamExt};
 use moka::sync::Cache;
 use tonic::Status;
 
+use super::compression::Compressor;
 use super::message::Message;
 use crate::error::{Error, Result};
 
@@ -30,15 +31,22 @@ const SCHEMAS_MAX: u64 = 256;
 pub(super) struct Encoder {
     /// By the schema's address, which stays its own as long as it is kept here.
     schemas: Cache<usize, (SchemaRef, Message)>,
+    /// How the rows of results are compressed, if they are.
+    compression: Option<IpcWriteOptions>,
 }
 
 impl Default for Encoder {
     fn default() -> Self {
-        Self { schemas: Cache::new(SCHEMAS_MAX) }
+        Self { schemas: Cache::new(SCHEMAS_MAX), compression: None }
     }
 }
 
 impl Encoder {
+    /// The same for an answer that is to be compressed.
+    pub(super) fn compressing(&self, compression: IpcWriteOptions) -> Self {
+        Self { schemas: self.schemas.clone(), compression: Some(compression) }
+    }
+
     /// The message that opens a stream of batches of this schema.
     pub(super) fn schema(&self, schema: &SchemaRef) -> Result<Message> {
         let address = Arc::as_ptr(schema) as usize;
@@ -58,8 +66,12 @@ impl Encoder {
         batches: impl Stream<Item = Result<RecordBatch>> + Send + Unpin + 'static,
     ) -> Answers<Message> {
         let opening = stream::iter([self.schema(&schema)]);
-        let messages =
-            Pieces { batches, waiting: VecDeque::new() }.map(|piece| Message::of_batch(&piece?, &[]));
+        let pieces = Pieces { batches, waiting: VecDeque::new() };
+        let mut compressor = self.compression.clone().map(Compressor::new);
+        let messages = pieces.map(move |piece| match &mut compressor {
+            None => Message::of_batch(&piece?, &[]),
+            Some(compressor) => compressor.message(&piece?),
+        });
         opening.chain(messages).map(|message| message.map_err(Status::from)).boxed()
     }
 }
@@ -163,6 +175,7 @@ mod tests {
 
     use arrow::array::{ArrayRef, Float64Array, Int64Array, ListArray, StringArray};
     use arrow::datatypes::Float64Type;
+    use arrow::ipc::CompressionType;
     use arrow_flight::decode::FlightRecordBatchStream;
     use futures::TryStreamExt;
     use prost::Message as _;
@@ -178,12 +191,13 @@ mod tests {
     }
 
     async fn round_trip(batches: Vec<RecordBatch>) -> (Vec<usize>, Vec<RecordBatch>) {
+        round_trip_by(&Encoder::default(), batches).await
+    }
+
+    async fn round_trip_by(encoder: &Encoder, batches: Vec<RecordBatch>) -> (Vec<usize>, Vec<RecordBatch>) {
         let schema = batches[0].schema();
-        let messages: Vec<Message> = Encoder::default()
-            .encode(schema, stream::iter(batches.into_iter().map(Ok)))
-            .try_collect()
-            .await
-            .unwrap();
+        let messages: Vec<Message> =
+            encoder.encode(schema, stream::iter(batches.into_iter().map(Ok))).try_collect().await.unwrap();
         let messages: Vec<FlightData> = messages.into_iter().map(received).collect();
         let sizes = messages.iter().map(|message| message.data_body.len()).collect();
         let messages = stream::iter(messages.into_iter().map(Ok));
@@ -219,6 +233,21 @@ mod tests {
         let batch = column(Float64Array::from_iter_values((0..1_000_000).map(f64::from)));
         let slices = (0..10).map(|slice| batch.slice(slice * 8192, 8192)).collect();
         assert_eq!(round_trip(slices).await.0.len(), 1 + 10);
+    }
+
+    #[tokio::test]
+    async fn compressed_messages_are_smaller_and_say_the_same() {
+        let numbers = column(Int64Array::from_iter_values((0..100_000).map(|row| row / 100)));
+        let texts = column(StringArray::from_iter((0..1000).map(|row| (row % 3 > 0).then_some("the same"))));
+        let codec =
+            IpcWriteOptions::default().try_with_compression(Some(CompressionType::LZ4_FRAME)).unwrap();
+        let encoder = Encoder::default().compressing(codec);
+        for batch in [numbers, texts] {
+            let (plain, _) = round_trip(vec![batch.clone()]).await;
+            let (compressed, batches) = round_trip_by(&encoder, vec![batch.clone()]).await;
+            assert!(compressed.iter().sum::<usize>() * 3 < plain.iter().sum::<usize>(), "{compressed:?}");
+            assert_eq!(batches, [batch]);
+        }
     }
 
     #[tokio::test]

@@ -167,6 +167,11 @@ pub(crate) trait OnlineStore: Debug + Send + Sync {
         None
     }
 
+    /// Calls that were not answered as they should have been, since this server started; of a store within the process 0.
+    fn failures(&self) -> u64 {
+        0
+    }
+
     /// `None` where there is no cache.
     fn cache_statistics(&self) -> Option<CacheStatistics> {
         None

@@ -7,7 +7,7 @@ use crate::config::{CatalogSetting, OnlineSetting, Settings};
 use crate::error::Result;
 use crate::offline::OfflineStore;
 use crate::online::{self, Backend, CacheOptions, OnlineOptions};
-use crate::sql::{Engine, EngineParts};
+use crate::sql::{Engine, EngineParts, RunLimits};
 
 /// Opens what `settings` name, without a listener. The online store need not answer yet: groups catch up when it
 /// does.
@@ -33,6 +33,12 @@ pub async fn open_engine(settings: &Settings, clock: Arc<dyn Clock>) -> Result<A
         clock,
         memory_limit_bytes: settings.memory_limit_bytes.map(|b| usize::try_from(b).unwrap_or(usize::MAX)),
         spill_dir: settings.data_dir.join("spill"),
+        run_limits: RunLimits {
+            queries_max: settings.limits.queries_max,
+            queries_queued_max: settings.limits.queries_queued_max,
+            queue_timeout: settings.limits.queue_timeout,
+            slow_lookup: settings.slow_lookup,
+        },
     })?;
     engine.catch_up().await?;
     Ok(engine)

@@ -17,6 +17,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::flight::{Door, DoorLimits, Security};
+use crate::http::Http;
 use crate::sql::Engine;
 
 /// A server that runs.
@@ -25,6 +26,7 @@ pub struct Server {
     local_addr: SocketAddr,
     engine: Arc<Engine>,
     door: Door,
+    http: Option<Http>,
     drain_timeout: Duration,
     upkeep: Upkeep,
 }
@@ -37,12 +39,14 @@ impl Server {
     /// the data directory cannot be written or a store does not answer.
     pub async fn start(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self> {
         let security = Security::load(&settings.security, &clock)?;
-        let listener = TcpListener::bind(settings.listen).await.map_err(|error| {
-            Error::unavailable(format!(
-                "cannot listen on {}: {error}; choose another address with --listen",
-                settings.listen
-            ))
-        })?;
+        let listener = bind(settings.listen, "choose another address with --listen").await?;
+        let http = match settings.http_listen {
+            Some(address) => {
+                let hint = "choose another address for HTTP with --http-listen, or turn it off there";
+                Some(Http::open(bind(address, hint).await?)?)
+            }
+            None => None,
+        };
         let local_addr = listener.local_addr().map_err(|error| Error::unavailable(error.to_string()))?;
         require_writable(&settings.data_dir)?;
         let engine = open_engine(&settings, Arc::clone(&clock)).await?;
@@ -54,14 +58,20 @@ impl Server {
             session_idle_timeout: settings.limits.session_idle_timeout,
             authentication_timeout: settings.security.authentication_timeout,
         };
-        let door = Door::open(listener, Arc::clone(&engine), clock, security, &limits)?;
+        let door = Door::open(listener, Arc::clone(&engine), clock, security, &limits).await?;
+        http.iter().for_each(|http| http.serves(&engine));
         let upkeep = Upkeep::start(Arc::clone(&engine), door.sessions());
-        Ok(Self { local_addr, engine, door, drain_timeout: settings.drain_timeout, upkeep })
+        Ok(Self { local_addr, engine, door, http, drain_timeout: settings.drain_timeout, upkeep })
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Where it tells of its health and its metrics; `None` where it does not.
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.http.as_ref().map(Http::local_addr)
     }
 
     /// What it serves.
@@ -71,8 +81,12 @@ impl Server {
 
     /// Stops: refuses what is new, lets what runs finish for up to the drain timeout.
     pub async fn shutdown(self) -> Result<()> {
+        self.http.iter().for_each(Http::drains);
         let closed = self.door.close(self.drain_timeout).await;
         self.upkeep.stop().await;
+        if let Some(http) = self.http {
+            http.close().await;
+        }
         closed
     }
 }
@@ -97,7 +111,7 @@ pub async fn serve(settings: Settings) -> Result<()> {
         }
     };
     // Nobody may be reading; that is no reason not to serve.
-    let _ = io::stdout().write_all(greeting(&settings, server.local_addr()).as_bytes());
+    let _ = io::stdout().write_all(greeting(&settings, &server).as_bytes());
     let _ = io::stdout().flush();
     if settings.security.is_readable_on_the_way(settings.listen) {
         tracing::warn!(
@@ -117,8 +131,9 @@ pub async fn serve(settings: Settings) -> Result<()> {
 }
 
 /// What is served, where, and how to connect.
-fn greeting(settings: &Settings, address: SocketAddr) -> String {
+fn greeting(settings: &Settings, server: &Server) -> String {
     let mut text = String::new();
+    let address = server.local_addr();
     let version = env!("CARGO_PKG_VERSION");
     let (scheme, jdbc) = match settings.security.tls {
         Some(_) => ("grpc+tls", ""),
@@ -137,7 +152,15 @@ fn greeting(settings: &Settings, address: SocketAddr) -> String {
         writeln!(text, "  python   adbc_driver_flightsql.dbapi.connect(\"{url}\"{python}, autocommit=True)");
     let _ = writeln!(text, "  jdbc     jdbc:arrow-flight-sql://{address}{jdbc}");
     let _ = writeln!(text, "  shell    fletching sql --url {url}{shell}");
+    if let Some(http) = server.http_addr() {
+        let _ = writeln!(text, "  watch    http://{http}/metrics and /health/ready");
+    }
     text
+}
+
+async fn bind(address: SocketAddr, hint: &str) -> Result<TcpListener> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|error| Error::unavailable(format!("cannot listen on {address}: {error}; {hint}")))
 }
 
 fn require_writable(directory: &Path) -> Result<()> {

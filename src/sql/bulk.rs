@@ -7,9 +7,10 @@ use datafusion::execution::SendableRecordBatchStream;
 
 use super::ddl::nullable;
 use super::session::Session;
-use super::system;
+use super::system::{self, Known};
 use super::temp::TempTable;
 use crate::error::{Error, Result};
+use crate::metrics::Kind;
 use crate::model::{FeatureGroup, TableName};
 use crate::registry::{DEFAULT_SCHEMA, Object};
 
@@ -71,23 +72,34 @@ impl Session {
     /// # Errors
     /// `NotFound` and `AlreadyExists` by the target's modes; `Invalid` where rows do not fit the table.
     pub async fn ingest(&self, target: IngestTarget, batches: SendableRecordBatchStream) -> Result<u64> {
-        self.catalog.refresh().await?;
         let name = TableName::new(target.schema.as_deref().unwrap_or(DEFAULT_SCHEMA), &target.table);
+        let mut watch = self.watch(Kind::Ingest, None, &format!("-- bulk ingest into {name}"));
+        watch.runs();
+        let batches = watch.counting(batches);
+        let done = watch.until_cancelled(self.ingest_into(&name, target, batches)).await;
+        watch.changed(done)
+    }
+
+    async fn ingest_into(
+        &self,
+        name: &TableName,
+        target: IngestTarget,
+        batches: SendableRecordBatchStream,
+    ) -> Result<u64> {
+        self.catalog.refresh().await?;
         if target.temporary {
-            return self.ingest_temporary(&name, &target, batches).await;
+            return self.ingest_temporary(name, &target, batches).await;
         }
-        let exists = self.catalog.object(&name).await?.is_some();
+        let exists = self.catalog.object(name).await?.is_some();
         if !exists {
-            self.check_creatable(&name)?;
+            self.check_creatable(name)?;
         }
         match (exists, target.if_not_exists, target.if_exists) {
-            (false, IfNotExists::Fail, _) => Err(missing(&name)),
-            (false, IfNotExists::Create, _) => {
-                self.engine.ingest.create_table(&name, nullable(batches)).await
-            }
-            (true, _, IfExists::Fail) => Err(taken(&name)),
-            (true, _, IfExists::Append) => self.engine.ingest.append(&name, batches).await,
-            (true, _, IfExists::Replace) => self.engine.ingest.replace_table(&name, nullable(batches)).await,
+            (false, IfNotExists::Fail, _) => Err(missing(name)),
+            (false, IfNotExists::Create, _) => self.engine.ingest.create_table(name, nullable(batches)).await,
+            (true, _, IfExists::Fail) => Err(taken(name)),
+            (true, _, IfExists::Append) => self.engine.ingest.append(name, batches).await,
+            (true, _, IfExists::Replace) => self.engine.ingest.replace_table(name, nullable(batches)).await,
         }
     }
 
@@ -151,7 +163,7 @@ impl Session {
             }
         }
         for name in system::TABLES {
-            if let Some(table) = system::table(name, &[], None)? {
+            if let Some(table) = system::table(name, &Known::default())? {
                 tables.push(TableEntry {
                     schema: system::SCHEMA.to_owned(),
                     name: name.to_owned(),

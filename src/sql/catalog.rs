@@ -10,7 +10,8 @@ use parking_lot::RwLock;
 
 use super::feature_group_table::FeatureGroupTable;
 use super::insert::PlainTable;
-use super::system;
+use super::running::Running;
+use super::system::{self, Known};
 use super::temp::TempObjects;
 use crate::error::Result;
 use crate::ingest::Ingest;
@@ -31,6 +32,7 @@ pub(super) struct SessionCatalog {
     offline: Arc<OfflineStore>,
     ingest: Arc<Ingest>,
     online: Arc<dyn OnlineStore>,
+    running: Arc<Running>,
     listing: RwLock<Arc<Listing>>,
     pub(super) temp: TempObjects,
 }
@@ -41,9 +43,10 @@ impl SessionCatalog {
         offline: Arc<OfflineStore>,
         ingest: Arc<Ingest>,
         online: Arc<dyn OnlineStore>,
+        running: Arc<Running>,
     ) -> Self {
         let temp = TempObjects::default();
-        Self { registry, offline, ingest, online, listing: RwLock::default(), temp }
+        Self { registry, offline, ingest, online, running, listing: RwLock::default(), temp }
     }
 
     /// Looks again at what exists: once for each statement, which then sees one state of the catalog.
@@ -175,8 +178,12 @@ impl SchemaProvider for SystemSchema {
     }
 
     async fn table(&self, name: &str) -> DataFusionResult<Option<Arc<dyn TableProvider>>> {
-        let groups = self.0.registry.feature_groups(&self.0.listing()).await;
-        Ok(system::table(name, &groups, self.0.online.cache_statistics())?)
+        let known = Known {
+            groups: self.0.registry.feature_groups(&self.0.listing()).await,
+            cache: self.0.online.cache_statistics(),
+            running: self.0.running.list(),
+        };
+        Ok(system::table(name, &known)?)
     }
 
     fn table_exist(&self, name: &str) -> bool {

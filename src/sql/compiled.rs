@@ -16,12 +16,15 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::TryStreamExt;
 use moka::sync::Cache;
 use tokio::sync::Mutex;
+use uuid::Uuid;
 
 use super::bind::check_count;
 use super::engine::Engine;
 use super::latest::CompiledLatest;
+use super::running::bounded;
 use super::session::{Prepared, Session, StatementKind};
 use crate::error::{ErrorKind, Result};
+use crate::metrics::Kind;
 use crate::registry::Object;
 
 /// How many statements are kept.
@@ -30,10 +33,14 @@ const STATEMENTS_MAX: u64 = 1024;
 const SQL_BYTES_MAX: usize = 4 << 10;
 /// For how long a definition that another server changed may still be served as it was.
 const DEFINITION_STALENESS_US: i64 = 1_000_000;
+/// A look-up of more keys takes long enough to be listed among what runs.
+const UNLISTED_KEYS_MAX: usize = 8192;
 
 /// What is kept of one text.
 #[derive(Debug)]
 pub(super) struct Compiled {
+    /// The text, as it is shown.
+    sql: Arc<str>,
     latest: Arc<CompiledLatest>,
     parameters: SchemaRef,
     generation: u64,
@@ -91,8 +98,8 @@ impl CompiledStatements {
         if let Some(latest) = latest {
             let parameters = Arc::clone(&prepared.parameters);
             let (checked_us, checking) = (AtomicI64::new(engine.clock.now_us()), Mutex::new(()));
-            let compiled =
-                Compiled { latest: Arc::new(latest), parameters, generation, checked_us, checking };
+            let (sql_shown, latest) = (bounded(sql), Arc::new(latest));
+            let compiled = Compiled { sql: sql_shown, latest, parameters, generation, checked_us, checking };
             self.by_text.insert(sql.to_owned(), Arc::new(compiled));
         }
         Ok(keys)
@@ -114,8 +121,25 @@ impl Compiled {
         (0..DEFINITION_STALENESS_US).contains(&age_us)
     }
 
-    /// Runs the look-up; see [`Session::query`].
+    /// Runs the look-up; see [`Session::query_as`].
     pub(super) fn run(
+        &self,
+        session: &Session,
+        id: Option<Uuid>,
+        parameters: Option<&RecordBatch>,
+    ) -> Result<SendableRecordBatchStream> {
+        let keys = self.latest.keys() * parameters.map_or(1, RecordBatch::num_rows);
+        let watch = match keys {
+            0..=UNLISTED_KEYS_MAX => session.engine.running.begin_unlisted(&self.sql, &session.owner),
+            _ => session.watch(Kind::Lookup, id, &self.sql),
+        };
+        match self.look_up(&session.engine, parameters) {
+            Ok(rows) => Ok(watch.over(rows)),
+            Err(error) => Err(watch.failed(error)),
+        }
+    }
+
+    fn look_up(
         &self,
         engine: &Arc<Engine>,
         parameters: Option<&RecordBatch>,

@@ -16,19 +16,22 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 use datafusion::prelude::SessionConfig;
+use uuid::Uuid;
 
 use super::asof::{self, AsofExtensionPlanner};
 use super::catalog::{Catalog, SessionCatalog};
 use super::compiled::CompiledStatements;
 use super::latest;
+use super::running::{Owner, RunLimits, Running};
 use super::session::Session;
 use super::time_travel;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::exec::LookupPlanner;
 use crate::ingest::Ingest;
+use crate::metrics::Metrics;
 use crate::offline::OfflineStore;
-use crate::online::OnlineStore;
+use crate::online::{CacheStatistics, OnlineStore};
 use crate::registry::{DEFAULT_SCHEMA, Registry};
 
 /// The one catalog.
@@ -50,6 +53,7 @@ pub(crate) struct EngineParts {
     pub(crate) memory_limit_bytes: Option<usize>,
     /// Where queries that exceed their memory spill.
     pub(crate) spill_dir: PathBuf,
+    pub(crate) run_limits: RunLimits,
 }
 
 /// Stores, registry and memory, shared by all sessions.
@@ -62,6 +66,24 @@ pub struct Engine {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) runtime: Arc<RuntimeEnv>,
     pub(super) compiled: CompiledStatements,
+    pub(super) running: Arc<Running>,
+    pub(super) metrics: Arc<Metrics>,
+    memory_limit_bytes: Option<usize>,
+}
+
+/// What can be known of an engine at a moment.
+#[derive(Debug)]
+pub(crate) struct Gauges {
+    /// How many statements are in each state, by its name.
+    pub(crate) statements: [(&'static str, usize); 3],
+    /// What queries and temporary tables hold together.
+    pub(crate) memory_reserved_bytes: usize,
+    /// What they may hold.
+    pub(crate) memory_limit_bytes: Option<usize>,
+    /// `None` where there is no cache.
+    pub(crate) cache: Option<CacheStatistics>,
+    /// Calls that the online store did not answer as it should, since the server started.
+    pub(crate) online_failures: u64,
 }
 
 /// DataFusion's physical planner, with the operators of [`crate::exec`].
@@ -90,7 +112,7 @@ impl QueryPlanner for Planner {
 
 impl Engine {
     pub(crate) fn new(parts: EngineParts) -> Result<Arc<Self>> {
-        let EngineParts { offline, online, clock, memory_limit_bytes, spill_dir } = parts;
+        let EngineParts { offline, online, clock, memory_limit_bytes, spill_dir, run_limits } = parts;
         let pool: Arc<dyn MemoryPool> = match memory_limit_bytes {
             Some(bytes) => Arc::new(TrackConsumersPool::new(FairSpillPool::new(bytes), CONSUMERS_NAMED)),
             None => Arc::new(UnboundedMemoryPool::default()),
@@ -111,26 +133,66 @@ impl Engine {
             Arc::clone(&clock),
         ));
         let compiled = CompiledStatements::default();
-        Ok(Arc::new(Self { registry, offline, online, ingest, clock, runtime, compiled }))
+        let metrics = Arc::new(Metrics::default());
+        let running = Arc::new(Running::new(&run_limits, Arc::clone(&metrics), Arc::clone(&clock)));
+        Ok(Arc::new(Self {
+            registry,
+            offline,
+            online,
+            ingest,
+            clock,
+            runtime,
+            compiled,
+            running,
+            metrics,
+            memory_limit_bytes,
+        }))
     }
 
     /// A new session, with no temporary objects.
     pub fn session(self: &Arc<Self>) -> Arc<Session> {
+        self.session_of(Owner::default())
+    }
+
+    /// The same for somebody in particular.
+    pub(crate) fn session_of(self: &Arc<Self>, owner: Owner) -> Arc<Session> {
         let catalog = Arc::new(SessionCatalog::new(
             Arc::clone(&self.registry),
             Arc::clone(&self.offline),
             Arc::clone(&self.ingest),
             Arc::clone(&self.online),
+            Arc::clone(&self.running),
         ));
         let context = self.context();
         context.register_catalog(CATALOG, Arc::new(Catalog(Arc::clone(&catalog))));
-        Arc::new(Session::new(Arc::clone(self), context, catalog))
+        Arc::new(Session::new(Arc::clone(self), context, catalog, owner))
     }
 
     /// Brings the online store up to the Iceberg snapshots that it has not applied; cheap where it has. Returns how
     /// many feature groups remain behind, because the store does not answer.
     pub(crate) async fn catch_up(&self) -> Result<usize> {
         self.ingest.catch_up_all().await
+    }
+
+    /// Where this server counts.
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Whether the online store answers, and why not.
+    pub(crate) async fn online_answers(&self) -> Result<()> {
+        self.online.applied_snapshot(Uuid::nil()).await.map(|_| ())
+    }
+
+    /// What there is to know at this moment.
+    pub(crate) fn gauges(&self) -> Gauges {
+        Gauges {
+            statements: self.running.count_by_state(),
+            memory_reserved_bytes: self.runtime.memory_pool.reserved(),
+            memory_limit_bytes: self.memory_limit_bytes,
+            cache: self.online.cache_statistics(),
+            online_failures: self.online.failures(),
+        }
     }
 
     fn context(&self) -> SessionContext {

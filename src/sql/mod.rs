@@ -1,5 +1,6 @@
 //! Text to plan: statements, point-in-time joins, look-ups, and the tables they name.
 
+mod admission;
 mod asof;
 mod bind;
 mod bulk;
@@ -12,6 +13,7 @@ mod feature_group_table;
 mod insert;
 mod latest;
 mod output;
+mod running;
 mod session;
 mod statement;
 mod system;
@@ -24,4 +26,5 @@ pub use engine::Engine;
 pub(crate) use engine::EngineParts;
 pub(crate) use feature_group_table::FeatureGroupTable;
 use insert::PlainTable;
+pub(crate) use running::{Owner, RunLimits};
 pub use session::{Prepared, Session, StatementKind};

@@ -17,7 +17,9 @@ use datafusion::physical_plan::execute_stream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::sql::sqlparser::ast::ObjectName;
 use futures::{StreamExt, TryStreamExt};
+use uuid::Uuid;
 
+use super::admission::is_light;
 use super::bind;
 use super::catalog::SessionCatalog;
 use super::compiled::ForgetAtEnd;
@@ -26,9 +28,11 @@ use super::definition::normalized;
 use super::engine::{CATALOG, Engine};
 use super::insert;
 use super::output::{to_wire, wire_schema};
+use super::running::{Owner, Watch};
 use super::statement::{self, CreateFeatureGroup, Statement};
 use super::system;
 use crate::error::{Error, Result};
+use crate::metrics::Kind;
 use crate::model::{FeatureGroup, TableName};
 use crate::registry::{DEFAULT_SCHEMA, Object};
 
@@ -62,6 +66,13 @@ pub struct Session {
     pub(super) engine: Arc<Engine>,
     pub(super) context: SessionContext,
     pub(super) catalog: Arc<SessionCatalog>,
+    pub(super) owner: Arc<Owner>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.engine.metrics.sessions.dec();
+    }
 }
 
 impl fmt::Debug for Session {
@@ -76,11 +87,18 @@ pub(super) enum Planned {
     Update(LogicalPlan),
     CreateFeatureGroup(Box<CreateFeatureGroup>),
     DropFeatureGroup { name: TableName, if_exists: bool },
+    KillQuery(Uuid),
 }
 
 impl Session {
-    pub(super) fn new(engine: Arc<Engine>, context: SessionContext, catalog: Arc<SessionCatalog>) -> Self {
-        Self { engine, context, catalog }
+    pub(super) fn new(
+        engine: Arc<Engine>,
+        context: SessionContext,
+        catalog: Arc<SessionCatalog>,
+        owner: Owner,
+    ) -> Self {
+        engine.metrics.sessions.inc();
+        Self { engine, context, catalog, owner: Arc::new(owner) }
     }
 
     /// Parses and plans a statement, and runs nothing.
@@ -93,6 +111,12 @@ impl Session {
 
     /// As [`Self::prepare`], where `values` also tell the types of parameters that the statement leaves open.
     pub async fn prepare_bound(&self, sql: &str, values: Option<&RecordBatch>) -> Result<Prepared> {
+        // A statement that is wrong ends here, so this is where it is counted and told of.
+        let prepared = self.prepare_planned(sql, values).await;
+        prepared.map_err(|error| self.watch(Kind::Query, None, sql).failed(error))
+    }
+
+    async fn prepare_planned(&self, sql: &str, values: Option<&RecordBatch>) -> Result<Prepared> {
         if let Some(compiled) = self.compiled(sql).await {
             return Ok(compiled.prepared());
         }
@@ -107,12 +131,14 @@ impl Session {
                 parameters: bind::parameters(&plan)?,
                 rows_each: None,
             },
-            Planned::CreateFeatureGroup(_) | Planned::DropFeatureGroup { .. } => Prepared {
-                kind: StatementKind::Update,
-                schema: empty(),
-                parameters: empty(),
-                rows_each: None,
-            },
+            Planned::CreateFeatureGroup(_) | Planned::DropFeatureGroup { .. } | Planned::KillQuery(_) => {
+                Prepared {
+                    kind: StatementKind::Update,
+                    schema: empty(),
+                    parameters: empty(),
+                    rows_each: None,
+                }
+            }
         })
     }
 
@@ -148,19 +174,50 @@ impl Session {
         sql: &str,
         parameters: Option<&RecordBatch>,
     ) -> Result<SendableRecordBatchStream> {
+        self.query_as(None, sql, parameters).await
+    }
+
+    /// As [`Self::query`], under the id by which it can be seen and cancelled; `None` for one that is made up.
+    pub(crate) async fn query_as(
+        &self,
+        id: Option<Uuid>,
+        sql: &str,
+        parameters: Option<&RecordBatch>,
+    ) -> Result<SendableRecordBatchStream> {
         if let Some(compiled) = self.compiled(sql).await {
-            return compiled.run(&self.engine, parameters);
+            return compiled.run(self, id, parameters);
         }
-        let generation = self.engine.compiled.generation();
-        let state = self.state().await?;
-        let Planned::Query(plan) = self.plan(&state, sql).await? else {
-            return Err(Error::invalid("the statement returns no rows: run it as an update"));
+        let mut watch = self.watch(Kind::Query, id, sql);
+        match self.begin_query(&mut watch, sql, parameters).await {
+            Ok(rows) => Ok(watch.over(rows)),
+            Err(error) => Err(watch.failed(error)),
+        }
+    }
+
+    async fn begin_query(
+        &self,
+        watch: &mut Watch,
+        sql: &str,
+        parameters: Option<&RecordBatch>,
+    ) -> Result<SendableRecordBatchStream> {
+        let planning = async {
+            let generation = self.engine.compiled.generation();
+            let state = self.state().await?;
+            let Planned::Query(plan) = self.plan(&state, sql).await? else {
+                return Err(Error::invalid("the statement returns no rows: run it as an update"));
+            };
+            self.prepare_query(sql, plan.clone(), None, generation)?; // the next time it is ready
+            let light = is_light(&plan)?;
+            Ok((state, bind::bind(plan, parameters)?, light))
         };
-        self.prepare_query(sql, plan.clone(), None, generation)?; // the next time it is ready
-        let bound = bind::bind(plan, parameters)?;
+        let (state, bound, light) = watch.until_cancelled(planning).await?;
+        if !light {
+            watch.admitted().await?;
+        }
         let schema = result_schema(&bound)?;
         if bound.executions() == 1 {
-            let rows = run(&state, &bound.plan(0)?).await?;
+            let plan = bound.plan(0)?;
+            let rows = watch.until_cancelled(run(&state, &plan)).await?;
             return Ok(to_wire(rows, &schema));
         }
         let (each, shared) = (Arc::clone(&schema), Arc::new((state, bound)));
@@ -183,11 +240,54 @@ impl Session {
     /// # Errors
     /// `Invalid` where the statement is a query or a parameter does not fit. A failed INSERT leaves no row behind.
     pub async fn update(&self, sql: &str, parameters: Option<&RecordBatch>) -> Result<u64> {
-        let state = self.state().await?;
-        let planned = self.plan(&state, sql).await?;
-        let rows_only = matches!(planned, Planned::Query(_) | Planned::Update(LogicalPlan::Dml(_)));
+        let mut watch = self.watch(Kind::Update, None, sql);
+        let done = self.run_watched(&mut watch, sql, parameters).await;
+        watch.changed(done)
+    }
+
+    async fn run_watched(
+        &self,
+        watch: &mut Watch,
+        sql: &str,
+        parameters: Option<&RecordBatch>,
+    ) -> Result<u64> {
+        let planning = async {
+            let state = self.state().await?;
+            let planned = self.plan(&state, sql).await?;
+            Ok((state, planned))
+        };
+        let (state, planned) = watch.until_cancelled(planning).await?;
+        if let Planned::Update(plan) = &planned
+            && !is_light(plan)?
+        {
+            watch.admitted().await?;
+        }
+        watch.runs();
+        let rows_only = matches!(
+            planned,
+            Planned::Query(_) | Planned::KillQuery(_) | Planned::Update(LogicalPlan::Dml(_))
+        );
         let _forget = (!rows_only).then(|| ForgetAtEnd(&self.engine.compiled));
-        self.run_planned(&state, planned, parameters).await
+        watch.until_cancelled(self.run_planned(&state, planned, parameters)).await
+    }
+
+    /// Lists a statement of this session that begins.
+    pub(super) fn watch(&self, kind: Kind, id: Option<Uuid>, sql: &str) -> Watch {
+        self.engine.running.begin(kind, id.unwrap_or_else(Uuid::new_v4), sql, &self.owner)
+    }
+
+    /// Ends what runs under this id, whoever runs it; returns whether anything did.
+    pub(crate) fn cancel(&self, id: Uuid) -> bool {
+        self.engine.running.cancel(id)
+    }
+
+    /// Counts work that is done for this session beside its statements.
+    pub(crate) async fn counted<T>(&self, kind: Kind, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let started_us = self.engine.clock.now_us();
+        let done = work.await;
+        let duration_us = self.engine.clock.now_us().saturating_sub(started_us);
+        self.engine.metrics.statement_ended(kind, done.as_ref().err().map(Error::kind), duration_us);
+        done
     }
 
     async fn run_planned(
@@ -206,6 +306,10 @@ impl Session {
             Planned::DropFeatureGroup { name, if_exists } => {
                 self.drop_feature_group(&name, if_exists).await.map(|()| 0)
             }
+            Planned::KillQuery(id) if self.cancel(id) => Ok(0),
+            Planned::KillQuery(id) => Err(Error::not_found(format!(
+                "no query '{id}' runs: SELECT * FROM system.queries lists those that do"
+            ))),
             Planned::Update(plan) => {
                 let bound = bind::bind(plan, parameters)?;
                 let mut changed = 0;
@@ -263,6 +367,7 @@ impl Session {
             Statement::DropFeatureGroup { name, if_exists } => {
                 Ok(Planned::DropFeatureGroup { name: table_name(&name)?, if_exists })
             }
+            Statement::KillQuery(id) => Ok(Planned::KillQuery(id)),
             Statement::ShowFeatureGroups => {
                 let Statement::DataFusion(statement) = statement::parse(SHOW_FEATURE_GROUPS)? else {
                     return Err(Error::internal("SHOW FEATURE GROUPS does not parse"));
@@ -285,7 +390,8 @@ impl Session {
         let group = self.feature_group(&name).await?.filter(|_| !hidden);
         let batch = system::describe(table.schema().fields(), group.as_deref())?;
         let rows = MemTable::try_new(batch.schema(), vec![vec![batch]])?;
-        Ok(LogicalPlanBuilder::scan("describe", provider_as_source(Arc::new(rows)), None)?.build()?)
+        let name = TableReference::partial(system::SCHEMA, "describe");
+        Ok(LogicalPlanBuilder::scan(name, provider_as_source(Arc::new(rows)), None)?.build()?)
     }
 
     pub(super) async fn feature_group(&self, name: &TableName) -> Result<Option<Arc<FeatureGroup>>> {

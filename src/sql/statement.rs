@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! CREATE FEATURE GROUP [IF NOT EXISTS] name (column …, ENTITY KEY (…), EVENT TIME (…)) [COMMENT '…'] [WITH (…)]
-//! DROP FEATURE GROUP [IF EXISTS] name      SHOW FEATURE GROUPS      DESCRIBE name
+//! DROP FEATURE GROUP [IF EXISTS] name      SHOW FEATURE GROUPS      DESCRIBE name      KILL QUERY 'id'
 //! ```
 
 use datafusion::sql::parser::{DFParser, DFParserBuilder, Statement as DataFusionStatement};
@@ -11,6 +11,7 @@ use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect};
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer, TokenizerError};
+use uuid::Uuid;
 
 use super::asof;
 use super::latest;
@@ -27,6 +28,7 @@ pub(super) enum Statement {
     DropFeatureGroup { name: ObjectName, if_exists: bool },
     ShowFeatureGroups,
     Describe(ObjectName),
+    KillQuery(Uuid),
 }
 
 /// `CREATE FEATURE GROUP`, as written.
@@ -61,6 +63,16 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
         ["SHOW", "FEATURE", "GROUPS", ..] => {
             words_of(&mut parser, 3);
             finished(Ok(Statement::ShowFeatureGroups), &mut parser)
+        }
+        ["KILL", "QUERY"] => {
+            words_of(&mut parser, 2);
+            let id = parser.parse_literal_string().map_err(unparsable)?;
+            let id = id.parse().map_err(|_| {
+                Error::invalid(format!(
+                    "'{id}' is no query's id: write KILL QUERY '…' with one of system.queries"
+                ))
+            })?;
+            finished(Ok(Statement::KillQuery(id)), &mut parser)
         }
         ["DESCRIBE" | "DESC", ..] => {
             words_of(&mut parser, 1);
@@ -259,6 +271,8 @@ mod tests {
             ("CREATE FEATURE GROUP g (a INT b INT)", "after a column of the feature group"),
             ("CREATE OR REPLACE FEATURE GROUP g (a INT)", "would lose history"),
             ("DROP FEATURE GROUP", "SQL does not parse"),
+            ("KILL QUERY", "SQL does not parse"),
+            ("KILL QUERY '7'", "'7' is no query's id"),
         ];
         for (sql, expected) in cases {
             let error = parse(sql).unwrap_err();

@@ -1,15 +1,17 @@
-//! What the store says of itself, as rows: `system.feature_groups`, `system.features`, `system.online_cache`, and
-//! `DESCRIBE`.
+//! What the store says of itself, as rows: `system.feature_groups`, `system.features`, `system.online_cache`,
+//! `system.queries`, and `DESCRIBE`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use datafusion::arrow::array::{
     ArrayRef, BooleanArray, Int64Array, ListBuilder, RecordBatch, StringArray, StringBuilder,
+    TimestampMicrosecondArray,
 };
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef};
 use datafusion::catalog::{MemTable, TableProvider};
 
+use super::running::Run;
 use crate::error::Result;
 use crate::model::{Column, FeatureGroup};
 use crate::offline::OfflineTable;
@@ -17,20 +19,27 @@ use crate::online::CacheStatistics;
 use crate::registry::default_text;
 
 pub(super) const SCHEMA: &str = "system";
-pub(super) const TABLES: [&str; 3] = ["feature_groups", "features", "online_cache"];
+pub(super) const TABLES: [&str; 4] = ["feature_groups", "features", "online_cache", "queries"];
 
-/// The system table `name` over the feature groups that exist, and what the cache in front of the online store says
-/// of itself, where there is one.
-pub(super) fn table(
-    name: &str,
-    groups: &[(Arc<FeatureGroup>, OfflineTable)],
-    cache: Option<CacheStatistics>,
-) -> Result<Option<Arc<dyn TableProvider>>> {
-    let groups: Vec<&FeatureGroup> = groups.iter().map(|(group, _)| group.as_ref()).collect();
+/// What system tables are made of.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// The feature groups that exist.
+    pub(super) groups: Vec<(Arc<FeatureGroup>, OfflineTable)>,
+    /// What the cache in front of the online store says of itself, where there is one.
+    pub(super) cache: Option<CacheStatistics>,
+    /// The statements that run, and for how long, in microseconds.
+    pub(super) running: Vec<(Arc<Run>, i64)>,
+}
+
+/// The system table `name`.
+pub(super) fn table(name: &str, known: &Known) -> Result<Option<Arc<dyn TableProvider>>> {
+    let groups: Vec<&FeatureGroup> = known.groups.iter().map(|(group, _)| group.as_ref()).collect();
     let batch = match name {
         "feature_groups" => feature_groups(&groups)?,
         "features" => features(&groups)?,
-        "online_cache" => online_cache(cache)?,
+        "online_cache" => online_cache(known.cache)?,
+        "queries" => queries(&known.running)?,
         _ => return Ok(None),
     };
     Ok(Some(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?)))
@@ -101,6 +110,46 @@ fn online_cache(cache: Option<CacheStatistics>) -> Result<RecordBatch> {
         ("invalidations", count(|cache| cache.invalidations)),
         ("clears", count(|cache| cache.clears)),
         ("tracking", Arc::new(BooleanArray::from_iter(cache.iter().map(|cache| cache.tracking)))),
+    ];
+    Ok(RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true)))?)
+}
+
+/// One row for each statement that runs on this server, by everybody; not for look-ups that are kept ready.
+///
+/// | column | |
+/// |---|---|
+/// | `query_id` | what `KILL QUERY '…'` takes |
+/// | `user_name` | who runs it, where users are known |
+/// | `client` | where the session was first used from |
+/// | `kind` | `query`, `lookup` (of many keys), `update` or `ingest` |
+/// | `state` | `planning`, `queued` or `running` |
+/// | `sql` | the text, as far as 4 KiB go |
+/// | `started_at` | when it came |
+/// | `elapsed_ms` | how long ago that is |
+/// | `rows` | of the result that the client has taken; of an ingest, that came in |
+/// | `bytes` | what those rows take in memory |
+fn queries(running: &[(Arc<Run>, i64)]) -> Result<RecordBatch> {
+    let text = |of: &dyn Fn(&Run) -> Option<String>| -> ArrayRef {
+        Arc::new(StringArray::from_iter(running.iter().map(|(run, _)| of(run))))
+    };
+    let count = |of: &dyn Fn(&Run) -> u64| -> ArrayRef {
+        let counts = running.iter().map(|(run, _)| i64::try_from(of(run)).unwrap_or(i64::MAX));
+        Arc::new(Int64Array::from_iter_values(counts))
+    };
+    let started = running.iter().map(|(run, _)| run.started_us);
+    let started = TimestampMicrosecondArray::from_iter_values(started).with_timezone("UTC");
+    let elapsed = Int64Array::from_iter_values(running.iter().map(|(_, elapsed_us)| elapsed_us / 1000));
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("query_id", text(&|run| Some(run.id.to_string()))),
+        ("user_name", text(&|run| run.owner.user.as_deref().map(str::to_owned))),
+        ("client", text(&|run| run.owner.client.map(|address| address.to_string()))),
+        ("kind", text(&|run| Some(run.kind.name().to_owned()))),
+        ("state", text(&|run| Some(run.state().to_owned()))),
+        ("sql", text(&|run| Some(run.sql.to_string()))),
+        ("started_at", Arc::new(started)),
+        ("elapsed_ms", Arc::new(elapsed)),
+        ("rows", count(&Run::rows)),
+        ("bytes", count(&Run::bytes)),
     ];
     Ok(RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true)))?)
 }

@@ -44,10 +44,12 @@ class Server:
         self.start()
 
     def start(self):
-        self.port = free_port()
+        self.port, self.http_port = free_port(), free_port()
         command = [BINARY, "serve", "--data-dir", self.data, "--listen", f"127.0.0.1:{self.port}", *self.arguments]
+        # in the environment, as binaries that benchmarks compare may be of a time before there was such a port
+        environment = os.environ | {"FLETCHING_HTTP_LISTEN": f"127.0.0.1:{self.http_port}"}
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
             wait_for_port(self.port, self.process)
         except Exception as error:

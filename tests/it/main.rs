@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)] // a panic is how a test fails
 
 mod flight;
+mod observe;
 mod online;
 mod security;
 mod serving;

@@ -89,9 +89,10 @@ async fn a_server_that_is_still_starting_obeys_sigterm() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let online = format!("redis://{}", silent.local_addr().unwrap());
     let data = data.path().to_str().unwrap();
-    let settings =
-        ["--data-dir", data, "--listen", "127.0.0.1:0", "--online", &online, "--online-timeout", "1h"];
-    let child = fletching(&[&["serve"], settings.as_slice()].concat()).spawn().unwrap();
+    let free = "127.0.0.1:0";
+    let addresses = ["--listen", free, "--http-listen", free];
+    let settings = ["--data-dir", data, "--online", &online, "--online-timeout", "1h"];
+    let child = fletching(&[&["serve"], &addresses[..], &settings].concat()).spawn().unwrap();
     let connection = silent.accept().unwrap(); // it is catching up
     let kill = Command::new("kill").arg(child.id().to_string()).status().unwrap();
     assert!(kill.success());

@@ -13,6 +13,7 @@ use arrow_flight::sql::{
 
 use super::status::from_decoder;
 use crate::error::Result;
+use crate::metrics::Kind;
 use crate::sql::Session;
 
 /// The one catalog.
@@ -33,6 +34,10 @@ pub(super) enum MetadataRequest {
 
 /// The answer. It is small, so its schema is taken from it too, and cannot differ.
 pub(super) async fn answer(session: &Session, request: MetadataRequest) -> Result<RecordBatch> {
+    session.counted(Kind::Metadata, answer_to(session, request)).await
+}
+
+async fn answer_to(session: &Session, request: MetadataRequest) -> Result<RecordBatch> {
     match request {
         MetadataRequest::Catalogs(command) => {
             let mut builder = command.into_builder();

@@ -196,6 +196,10 @@ impl OnlineStore for CachedStore {
         self.store.scan(group)
     }
 
+    fn failures(&self) -> u64 {
+        self.store.failures()
+    }
+
     fn cache_statistics(&self) -> Option<CacheStatistics> {
         let (entries, bytes) = self.kept.size();
         let open = self.kept.is_open();

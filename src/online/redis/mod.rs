@@ -254,6 +254,10 @@ impl OnlineStore for RedisStore {
         .boxed()
     }
 
+    fn failures(&self) -> u64 {
+        self.server.failures() + self.writer.failures()
+    }
+
     fn changes(&self) -> Option<Changes> {
         Some(tracking::changes(Arc::clone(&self.server)))
     }

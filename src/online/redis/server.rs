@@ -4,6 +4,7 @@
 //! without harm, so what met a broken connection, a script the server had forgotten or a slot on the move is repeated.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use ::redis::{Client, Cmd, IntoConnectionInfo, Pipeline, RedisError, Value};
@@ -25,6 +26,8 @@ pub(super) struct Server {
     /// `redis host:port` or `redis cluster host:port,…`, without credentials.
     name: String,
     timeout: Duration,
+    /// Calls that ended in an error.
+    failures: AtomicU64,
 }
 
 enum Topology {
@@ -58,7 +61,7 @@ impl Server {
             0 => format!("redis {}", node.address()),
             _ => format!("redis {}/{database}", node.address()),
         };
-        Ok(Self { topology: Topology::Alone(Arc::new(node)), name, timeout })
+        Ok(Self::new(Topology::Alone(Arc::new(node)), name, timeout))
     }
 
     /// A cluster of which `seeds` are some nodes, as URLs of single servers.
@@ -68,7 +71,16 @@ impl Server {
         let name = format!("redis cluster {}", addresses.join(","));
         let cluster = Cluster::new(seeds, timeout)
             .ok_or_else(|| Error::invalid("the online store's cluster has no node to begin with"))?;
-        Ok(Self { topology: Topology::Cluster(Box::new(cluster)), name, timeout })
+        Ok(Self::new(Topology::Cluster(Box::new(cluster)), name, timeout))
+    }
+
+    fn new(topology: Topology, name: String, timeout: Duration) -> Self {
+        Self { topology, name, timeout, failures: AtomicU64::new(0) }
+    }
+
+    /// How many calls ended in an error since it was opened.
+    pub(super) fn failures(&self) -> u64 {
+        self.failures.load(Relaxed)
     }
 
     pub(super) fn name(&self) -> &str {
@@ -136,6 +148,7 @@ impl Server {
     }
 
     fn failed(&self, trouble: Trouble) -> Error {
+        self.failures.fetch_add(1, Relaxed);
         let place = match &self.topology {
             Topology::Alone(_) => self.name.clone(),
             Topology::Cluster(_) => format!("{}: node {}", self.name, trouble.at()),

@@ -1,3 +1,4 @@
+mod running;
 mod scans;
 
 use std::path::Path;
@@ -10,7 +11,7 @@ use crate::clock::{Clock, ManualClock};
 use crate::error::ErrorKind;
 use crate::offline::OfflineStore;
 use crate::online::{self, Backend, OnlineOptions};
-use crate::sql::{EngineParts, IfExists, IfNotExists, IngestTarget};
+use crate::sql::{EngineParts, IfExists, IfNotExists, IngestTarget, RunLimits};
 
 const NOW_US: i64 = 1_767_225_600_000_000; // 2026-01-01T00:00:00Z
 
@@ -32,6 +33,7 @@ async fn engine(dir: &Path) -> Arc<Engine> {
         clock,
         memory_limit_bytes: Some(1 << 30),
         spill_dir,
+        run_limits: RunLimits::default(),
     };
     let engine = Engine::new(parts).unwrap();
     engine.catch_up().await.unwrap();

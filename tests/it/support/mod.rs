@@ -13,7 +13,18 @@ use tonic::transport::{Channel, Endpoint};
 pub(crate) const START_US: i64 = 1_769_817_600_000_000;
 
 pub(crate) async fn start_server(data: &Path, clock: Arc<ManualClock>) -> Result<Server> {
-    Server::start(Settings::for_data_dir(data)?, clock).await
+    start_server_with(data, clock, |_| {}).await
+}
+
+/// The same with other settings.
+pub(crate) async fn start_server_with(
+    data: &Path,
+    clock: Arc<ManualClock>,
+    change: impl FnOnce(&mut Settings),
+) -> Result<Server> {
+    let mut settings = Settings::for_data_dir(data)?;
+    change(&mut settings);
+    Server::start(settings, clock).await
 }
 
 /// A connection of its own, and so a session of its own.

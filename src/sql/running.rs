@@ -1,0 +1,403 @@
+//! What runs now: every statement from its text to its last row, so that it can be seen, ended and counted.
+//!
+//! Look-ups that are kept ready take less than a millisecond, and come by the ten thousand in a second. Those of a few
+//! keys are counted, but not listed.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use datafusion::arrow::array::{Array, RecordBatch};
+use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::common::DataFusionError;
+use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream};
+use datafusion::physical_plan::EmptyRecordBatchStream;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::admission::{Admission, Slot};
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::{Kind, Metrics, outcome};
+
+/// Longer statements are cut where they are shown.
+const SQL_BYTES_MAX: usize = 4 << 10;
+
+/// How statements run.
+#[derive(Debug, Clone)]
+pub(crate) struct RunLimits {
+    /// Heavy statements at a time.
+    pub(crate) queries_max: usize,
+    /// Heavy statements that wait for others to end.
+    pub(crate) queries_queued_max: usize,
+    /// How long each may wait.
+    pub(crate) queue_timeout: Duration,
+    /// Look-ups that take so long are told of in the log.
+    pub(crate) slow_lookup: Duration,
+}
+
+#[cfg(test)]
+impl Default for RunLimits {
+    fn default() -> Self {
+        Self {
+            queries_max: 64,
+            queries_queued_max: 256,
+            queue_timeout: Duration::from_secs(30),
+            slow_lookup: Duration::from_millis(100),
+        }
+    }
+}
+
+/// Who a session belongs to, as far as that is known.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Owner {
+    /// Who it is.
+    pub(crate) user: Option<Arc<str>>,
+    /// Where the calls come from.
+    pub(crate) client: Option<SocketAddr>,
+}
+
+/// All statements that run.
+#[derive(Debug)]
+pub(super) struct Running {
+    /// By the order in which they came.
+    listed: Mutex<BTreeMap<u64, Arc<Run>>>,
+    admission: Admission,
+    metrics: Arc<Metrics>,
+    clock: Arc<dyn Clock>,
+    slow_lookup_us: i64,
+}
+
+/// One statement that runs.
+#[derive(Debug)]
+pub(super) struct Run {
+    /// By which it is cancelled. Of a look-up that is not listed it may be nil.
+    pub(super) id: Uuid,
+    pub(super) kind: Kind,
+    /// Its text, or the beginning of it; never what is bound to it.
+    pub(super) sql: Arc<str>,
+    pub(super) owner: Arc<Owner>,
+    pub(super) started_us: i64,
+    state: AtomicU8,
+    rows: AtomicU64,
+    bytes: AtomicU64,
+    cancel: Mutex<Option<oneshot::Sender<()>>>,
+}
+
+const PLANNING: u8 = 0;
+const QUEUED: u8 = 1;
+const RUNNING: u8 = 2;
+
+/// The names of the states, by their numbers.
+const STATES: [&str; 3] = ["planning", "queued", "running"];
+
+impl Run {
+    pub(super) fn state(&self) -> &'static str {
+        STATES[usize::from(self.state.load(Relaxed))]
+    }
+
+    /// Rows of the result that were taken, or rows that came in.
+    pub(super) fn rows(&self) -> u64 {
+        self.rows.load(Relaxed)
+    }
+
+    /// What those rows take in memory.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+
+    fn count(&self, batch: &RecordBatch) {
+        self.rows.fetch_add(batch.num_rows() as u64, Relaxed);
+        let bytes = batch.columns().iter().map(|column| {
+            column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size())
+        });
+        self.bytes.fetch_add(bytes.sum::<usize>() as u64, Relaxed);
+    }
+}
+
+impl Running {
+    pub(super) fn new(limits: &RunLimits, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            listed: Mutex::default(),
+            admission: Admission::new(limits.queries_max, limits.queries_queued_max, limits.queue_timeout),
+            metrics,
+            clock,
+            slow_lookup_us: i64::try_from(limits.slow_lookup.as_micros()).unwrap_or(i64::MAX),
+        }
+    }
+
+    /// What runs, in the order in which it came, and for how long, in microseconds.
+    pub(super) fn list(&self) -> Vec<(Arc<Run>, i64)> {
+        let now_us = self.clock.now_us();
+        let listed = self.listed.lock();
+        listed.values().map(|run| (Arc::clone(run), now_us.saturating_sub(run.started_us))).collect()
+    }
+
+    /// How many are in each state.
+    pub(super) fn count_by_state(&self) -> [(&'static str, usize); 3] {
+        let listed = self.listed.lock();
+        STATES.map(|state| (state, listed.values().filter(|run| run.state() == state).count()))
+    }
+
+    /// Ends what runs under this id; returns whether anything did.
+    pub(super) fn cancel(&self, id: Uuid) -> bool {
+        let found: Vec<_> = self.listed.lock().values().filter(|run| run.id == id).cloned().collect();
+        found.iter().fold(false, |any, run| match run.cancel.lock().take() {
+            Some(cancel) => cancel.send(()).is_ok() || any,
+            None => any,
+        })
+    }
+
+    /// Lists a statement that begins.
+    pub(super) fn begin(self: &Arc<Self>, kind: Kind, id: Uuid, sql: &str, owner: &Arc<Owner>) -> Watch {
+        let (cancel, cancelled) = oneshot::channel();
+        let run = Arc::new(self.run(kind, id, bounded(sql), owner, Some(cancel)));
+        let mut listed = self.listed.lock();
+        let serial = listed.last_key_value().map_or(0, |(last, _)| last + 1);
+        listed.insert(serial, Arc::clone(&run));
+        drop(listed);
+        let listed = Some(Listed { serial, cancelled, slot: None });
+        Watch { running: Arc::clone(self), run, listed, end: None }
+    }
+
+    /// Counts a look-up that begins, and does not list it.
+    pub(super) fn begin_unlisted(self: &Arc<Self>, sql: &Arc<str>, owner: &Arc<Owner>) -> Watch {
+        let run = self.run(Kind::Lookup, Uuid::nil(), Arc::clone(sql), owner, None);
+        Watch { running: Arc::clone(self), run: Arc::new(run), listed: None, end: None }
+    }
+
+    fn run(
+        &self,
+        kind: Kind,
+        id: Uuid,
+        sql: Arc<str>,
+        owner: &Arc<Owner>,
+        cancel: Option<oneshot::Sender<()>>,
+    ) -> Run {
+        Run {
+            id,
+            kind,
+            sql,
+            owner: Arc::clone(owner),
+            started_us: self.clock.now_us(),
+            state: AtomicU8::new(PLANNING),
+            rows: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            cancel: Mutex::new(cancel),
+        }
+    }
+
+    fn over(&self, run: &Run, listed: bool, end: End) {
+        let duration_us = self.clock.now_us().saturating_sub(run.started_us);
+        let (error, message) = match end {
+            Ok(()) => (None, None),
+            Err((kind, message)) => (Some(kind), Some(message)),
+        };
+        self.metrics.statement_ended(run.kind, error, duration_us);
+        // The level of an event is a constant.
+        macro_rules! tell {
+            ($level:ident) => {
+                tracing::$level!(
+                    target: "fletching::query",
+                    query_id = listed.then(|| tracing::field::display(run.id)),
+                    user = run.owner.user.as_deref(),
+                    client = run.owner.client.map(tracing::field::display),
+                    kind = run.kind.name(),
+                    sql = &*run.sql,
+                    duration_ms = duration_us as f64 / 1e3,
+                    rows = run.rows(),
+                    bytes = listed.then(|| run.bytes()),
+                    outcome = outcome(error),
+                    error = message,
+                    "statement"
+                )
+            };
+        }
+        match run.kind {
+            Kind::Lookup if duration_us < self.slow_lookup_us => tell!(debug),
+            _ => tell!(info),
+        }
+    }
+}
+
+/// The text as it is shown.
+pub(super) fn bounded(sql: &str) -> Arc<str> {
+    let sql = sql.trim();
+    match sql.len() {
+        0..=SQL_BYTES_MAX => sql.into(),
+        _ => format!("{}…", &sql[..sql.floor_char_boundary(SQL_BYTES_MAX)]).into(),
+    }
+}
+
+/// How it ended.
+type End = Result<(), (ErrorKind, String)>;
+
+/// A statement from its beginning to its end: that of its result, or where this is dropped.
+#[derive(Debug)]
+pub(super) struct Watch {
+    running: Arc<Running>,
+    run: Arc<Run>,
+    listed: Option<Listed>,
+    /// `None` until it is known.
+    end: Option<End>,
+}
+
+/// The part of a statement that is listed.
+#[derive(Debug)]
+struct Listed {
+    serial: u64,
+    cancelled: oneshot::Receiver<()>,
+    slot: Option<Slot>,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let listed = self.listed.take();
+        if let Some(listed) = &listed {
+            self.running.listed.lock().remove(&listed.serial);
+        }
+        let gone = || Err((ErrorKind::Cancelled, "whoever asked went away".to_owned()));
+        self.running.over(&self.run, listed.is_some(), self.end.take().unwrap_or_else(gone));
+    }
+}
+
+impl Watch {
+    /// Waits for a slot.
+    ///
+    /// # Errors
+    /// As [`Admission::slot`], and `Cancelled`.
+    pub(super) async fn admitted(&mut self) -> Result<()> {
+        let running = Arc::clone(&self.running);
+        let slot = match running.admission.try_slot() {
+            Some(slot) => slot,
+            None => {
+                self.run.state.store(QUEUED, Relaxed);
+                self.until_cancelled(running.admission.slot()).await?
+            }
+        };
+        if let Some(listed) = &mut self.listed {
+            listed.slot = Some(slot);
+        }
+        Ok(())
+    }
+
+    /// It is planned, and begins to run.
+    pub(super) fn runs(&self) {
+        self.run.state.store(RUNNING, Relaxed);
+    }
+
+    /// Does the work, unless somebody ends the statement.
+    pub(super) async fn until_cancelled<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let Some(listed) = &mut self.listed else { return work.await };
+        tokio::select! {
+            biased;
+            Ok(()) = &mut listed.cancelled => Err(cancelled()),
+            done = work => done,
+        }
+    }
+
+    /// It is over, and changed so many rows.
+    pub(super) fn changed(mut self, done: Result<u64>) -> Result<u64> {
+        if let Ok(rows) = &done {
+            self.run.rows.store(*rows, Relaxed);
+        }
+        self.end = Some(end_of(done.as_ref().err()));
+        done
+    }
+
+    /// It failed.
+    pub(super) fn failed(mut self, error: Error) -> Error {
+        self.end = Some(end_of(Some(&error)));
+        error
+    }
+
+    /// Its result, which it ends with.
+    pub(super) fn over(self, rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
+        self.runs();
+        Box::pin(Watched { schema: rows.schema(), rows, watch: Some(self) })
+    }
+
+    /// Rows that come in for it, counted.
+    pub(super) fn counting(&self, rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
+        let (run, metrics) = (Arc::clone(&self.run), Arc::clone(&self.running.metrics));
+        let schema = rows.schema();
+        let counted = rows.inspect_ok(move |batch| {
+            run.count(batch);
+            metrics.rows_received.inc_by(batch.num_rows() as u64);
+        });
+        Box::pin(RecordBatchStreamAdapter::new(schema, counted))
+    }
+
+    fn is_cancelled(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(listed) = &mut self.listed else { return false };
+        listed.cancelled.poll_unpin(cx) == Poll::Ready(Ok(()))
+    }
+
+    fn passed(&self, batch: &RecordBatch) {
+        match self.listed {
+            Some(_) => self.run.count(batch),
+            None => {
+                self.run.rows.fetch_add(batch.num_rows() as u64, Relaxed);
+            }
+        }
+        self.running.metrics.rows_sent.inc_by(batch.num_rows() as u64);
+    }
+}
+
+fn end_of(error: Option<&Error>) -> End {
+    error.map_or(Ok(()), |error| Err((error.kind(), error.to_string())))
+}
+
+fn cancelled() -> Error {
+    Error::cancelled("the query was cancelled")
+}
+
+/// A result and its watch. Everything that it holds goes with its end, even if it is itself kept.
+struct Watched {
+    schema: SchemaRef,
+    rows: SendableRecordBatchStream,
+    watch: Option<Watch>,
+}
+
+impl Watched {
+    fn end(&mut self, error: Option<Error>) -> Option<Result<RecordBatch, DataFusionError>> {
+        self.rows = Box::pin(EmptyRecordBatchStream::new(Arc::clone(&self.schema)));
+        if let Some(mut watch) = self.watch.take() {
+            watch.end = Some(end_of(error.as_ref()));
+        }
+        error.map(|error| Err(error.into()))
+    }
+}
+
+impl Stream for Watched {
+    type Item = Result<RecordBatch, DataFusionError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        let Some(watch) = &mut this.watch else { return Poll::Ready(None) };
+        if watch.is_cancelled(cx) {
+            return Poll::Ready(this.end(Some(cancelled())));
+        }
+        Poll::Ready(match ready!(this.rows.poll_next_unpin(cx)) {
+            Some(Ok(batch)) => {
+                watch.passed(&batch);
+                Some(Ok(batch))
+            }
+            Some(Err(error)) => this.end(Some(error.into())),
+            None => this.end(None),
+        })
+    }
+}
+
+impl RecordBatchStream for Watched {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+}
