@@ -13,11 +13,14 @@ use tracing_subscriber::EnvFilter;
 use crate::error::{Error, Result};
 
 mod client;
+mod endpoints;
 mod online;
 mod security;
 
 pub(crate) use client::Credentials;
 pub use client::{OutputFormat, SqlArgs, UserArgs};
+pub(crate) use endpoints::ENDPOINTS_MAX;
+use endpoints::{endpoints, locations};
 pub use online::OnlineSetting;
 use security::GivenSecurity;
 pub use security::{SecuritySettings, TlsSettings};
@@ -168,6 +171,10 @@ serve_args! {
     slow_lookup "FLETCHING_SLOW_LOOKUP" "DURATION";
     /// How long running queries may take to finish after SIGTERM [default: 30s]
     drain_timeout "FLETCHING_DRAIN_TIMEOUT" "DURATION";
+    /// Into how many endpoints a large result is split, for clients that fetch them in parallel [default: 1]
+    endpoints "FLETCHING_ENDPOINTS" "COUNT";
+    /// Where clients may fetch results: grpc://host:port,… of servers on the same stores [default: where they asked]
+    advertise "FLETCHING_ADVERTISE" "URIS";
     /// Most client connections at a time [default: 1024]
     connections_max "FLETCHING_CONNECTIONS_MAX" "COUNT";
     /// Most calls in flight on one connection [default: 256]
@@ -235,6 +242,10 @@ pub struct Settings {
     pub slow_lookup: Duration,
     /// How long running queries may take to finish after the signal to stop.
     pub drain_timeout: Duration,
+    /// Into how many endpoints a session splits large results, until it says otherwise.
+    pub endpoints: usize,
+    /// The URIs at which results may be fetched; none is the server that was asked.
+    pub advertise: Vec<String>,
     /// What clients may ask for.
     pub limits: Limits,
 }
@@ -321,6 +332,8 @@ impl Settings {
             log_level: get("log_level", args.log_level, "info", log_level)?,
             slow_lookup: get("slow_lookup", args.slow_lookup, "100ms", duration)?,
             drain_timeout: get("drain_timeout", args.drain_timeout, "30s", duration)?,
+            endpoints: get("endpoints", args.endpoints, "1", endpoints)?,
+            advertise: get("advertise", args.advertise, "", locations)?,
             limits: Limits {
                 connections_max: get("connections_max", args.connections_max, "1024", count)?,
                 streams_per_connection_max: get(
@@ -440,7 +453,7 @@ fn duration(text: &str) -> Result<Duration, Why> {
 }
 
 /// `512MiB` counts in 1024s, `512MB` in 1000s, `512` in bytes.
-fn size_bytes(text: &str) -> Result<u64, Why> {
+pub(crate) fn size_bytes(text: &str) -> Result<u64, Why> {
     let bad = || format!("'{text}' is not a size such as 512MB or 2GiB");
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);

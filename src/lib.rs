@@ -9,7 +9,8 @@
 //!    and plans it.
 //! 4. A statement that changes something runs at once: `ingest` writes history through `offline`, and only then the
 //!    latest values through `online`. The client's ticket carries nothing but the news that it is done.
-//! 5. A query gets a ticket that carries the statement itself, so that nothing waits on the server for the client.
+//! 5. A query gets a ticket that carries the statement itself and what it reads, so that nothing waits on the server for
+//!    the client, and any server gives the same rows.
 //! 6. The client fetches the ticket: the plan runs, in its turn where many do, and can be seen and ended while it does.
 //!    Its operators (`exec`) read history and latest values.
 //! 7. Batches leave as fast as the client takes them. If it goes, the stream is dropped, and with it the query.
@@ -52,4 +53,7 @@ pub use config::{
 };
 pub use error::{Error, ErrorKind, Result};
 pub use server::{Server, open_engine, serve};
-pub use sql::{Engine, IfExists, IfNotExists, IngestTarget, Prepared, Session, StatementKind, TableEntry};
+pub use sql::{
+    Described, Engine, IfExists, IfNotExists, IngestTarget, Moment, Part, Prepared, Session, SettingValue,
+    StatementKind, TableEntry,
+};

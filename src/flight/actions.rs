@@ -1,4 +1,4 @@
-//! `DoAction`: prepared statements and cancellation.
+//! `DoAction`: prepared statements, cancellation and renewal, sessions.
 
 use arrow_flight::sql::{
     ActionCancelQueryRequest, ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest, Any,
@@ -6,12 +6,15 @@ use arrow_flight::sql::{
 };
 use arrow_flight::{
     Action, ActionType, CancelFlightInfoRequest, CancelFlightInfoResult, CancelStatus, FlightInfo,
+    RenewFlightEndpointRequest,
 };
 use bytes::Bytes;
 use prost::Message;
 
 use super::commands::{Request, refuse_transaction};
+use super::endpoints::Endpoints;
 use super::handle::{Statement, Ticket};
+use super::options;
 use super::query::schema_bytes;
 use super::security::Seals;
 use crate::error::{Error, Result};
@@ -24,9 +27,13 @@ pub(super) enum Known {
     ClosePreparedStatement,
     CancelFlightInfo,
     CancelQuery,
+    RenewFlightEndpoint,
+    SetSessionOptions,
+    GetSessionOptions,
+    CloseSession,
 }
 
-const ALL: [(Known, &str, &str); 4] = [
+const ALL: [(Known, &str, &str); 8] = [
     (
         Known::CreatePreparedStatement,
         "CreatePreparedStatement",
@@ -46,6 +53,26 @@ const ALL: [(Known, &str, &str); 4] = [
         Known::CancelQuery,
         "CancelQuery",
         "ActionCancelQueryRequest to ActionCancelQueryResult: the older spelling of CancelFlightInfo",
+    ),
+    (
+        Known::RenewFlightEndpoint,
+        "RenewFlightEndpoint",
+        "RenewFlightEndpointRequest to FlightEndpoint: the endpoint, good for as long as a new one",
+    ),
+    (
+        Known::SetSessionOptions,
+        "SetSessionOptions",
+        "SetSessionOptionsRequest to SetSessionOptionsResult: changes settings, and names those it could not",
+    ),
+    (
+        Known::GetSessionOptions,
+        "GetSessionOptions",
+        "GetSessionOptionsRequest to GetSessionOptionsResult: the settings of the session",
+    ),
+    (
+        Known::CloseSession,
+        "CloseSession",
+        "CloseSessionRequest to CloseSessionResult: ends the session, with its temporary tables and settings",
     ),
 ];
 
@@ -83,6 +110,7 @@ pub(super) async fn perform(
     known: Known,
     session: &Session,
     seals: &Seals,
+    endpoints: &Endpoints,
     action: Action,
 ) -> Result<Option<Bytes>> {
     match known {
@@ -107,6 +135,14 @@ pub(super) async fn perform(
             let result = if cancel(session, seals, &info)? { CANCELLED } else { NOT_CANCELLABLE };
             Ok(Some(CancelQueryResult { result }.as_any_bytes()))
         }
+        Known::RenewFlightEndpoint => {
+            let request = RenewFlightEndpointRequest::decode(action.body).map_err(undecodable)?;
+            let endpoint = request.endpoint.unwrap_or_default();
+            Ok(Some(endpoints.renewed(endpoint)?.encode_to_vec().into()))
+        }
+        Known::SetSessionOptions => options::set(session, action.body).await.map(Some),
+        Known::GetSessionOptions => Ok(Some(options::get(session))),
+        Known::CloseSession => Ok(Some(options::closed())),
     }
 }
 

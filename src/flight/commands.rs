@@ -12,6 +12,9 @@ use super::metadata::MetadataRequest;
 use super::security::Seals;
 use crate::error::{Error, Result};
 
+/// More than any that this server makes, and than any client should send.
+const COMMAND_BYTES_MAX: usize = 16 << 20;
+
 /// A Flight SQL command that this server understands.
 #[derive(Debug)]
 pub(super) enum Request {
@@ -46,6 +49,12 @@ impl Request {
 
     /// The request of a ticket's bytes or a descriptor's command.
     pub(super) fn of_command(bytes: &Bytes, seals: &Seals) -> Result<Self> {
+        if bytes.len() > COMMAND_BYTES_MAX {
+            return Err(Error::exhausted(format!(
+                "the command or ticket takes {} bytes and may take {COMMAND_BYTES_MAX}",
+                bytes.len()
+            )));
+        }
         if Direct::is(bytes) {
             return Ok(Self::Direct(Direct::parse(bytes)?));
         }

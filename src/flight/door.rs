@@ -15,6 +15,7 @@ use tower::util::MapResponseLayer;
 use super::auth::AuthLayer;
 use super::body;
 use super::drain::Drain;
+use super::endpoints::Endpoints;
 use super::listener::incoming;
 use super::observed::Observe;
 use super::security::Security;
@@ -54,6 +55,8 @@ pub(crate) struct DoorLimits {
     pub(crate) sessions_max: usize,
     pub(crate) session_idle_timeout: Duration,
     pub(crate) authentication_timeout: Duration,
+    /// Where they may fetch results; none is here.
+    pub(crate) locations: Vec<String>,
 }
 
 /// A Flight SQL server that runs.
@@ -95,6 +98,7 @@ impl Door {
             drain: Arc::clone(&drain),
             encoder: Encoder::default(),
             auth: Arc::clone(&security.auth),
+            endpoints: Endpoints::new(limits.locations.clone(), Arc::clone(&security.seals)),
             seals: security.seals,
         };
         let service = FlightServiceServer::new(service)

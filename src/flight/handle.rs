@@ -16,15 +16,18 @@ use bytes::Bytes;
 use prost::Message;
 use uuid::Uuid;
 
+use super::moment::MomentMessage;
 use super::seal::{Refused, Seal};
 use super::security::Seals;
 use crate::error::{Error, Result};
+use crate::sql::Moment;
 
 /// Changes whenever the messages below change their meaning.
 const FORMAT: u8 = 1;
 
-/// A ticket must fit into the answers that clients accept, 16 MiB for the strictest, with room to spare.
-const PARAMETER_BYTES_MAX: usize = 8 << 20;
+/// The statement and its parameters come back twice, in the ticket and in the descriptor before it; both must fit into the
+/// answers that clients accept, 16 MiB for the strictest, with room to spare.
+const PARAMETER_BYTES_MAX: usize = 5 << 20;
 
 /// A statement and what is bound to its placeholders: the handle of a prepared statement.
 #[derive(Clone, PartialEq, Message)]
@@ -56,6 +59,11 @@ impl Statement {
         Ok(Self { sql: self.sql.clone(), bound: Some(bytes.into()) })
     }
 
+    /// How much of a handle or ticket it takes, about.
+    pub(super) fn size_bytes(&self) -> usize {
+        self.sql.len() + self.bound.as_ref().map_or(0, Bytes::len)
+    }
+
     pub(super) fn parameters(&self) -> Result<Option<RecordBatch>> {
         let Some(bytes) = &self.bound else { return Ok(None) };
         let mut batches = StreamReader::try_new(bytes.as_ref(), None).map_err(|_| foreign())?;
@@ -75,8 +83,8 @@ impl Statement {
 /// What a statement's ticket stands for.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Ticket {
-    /// Run the query; the id names it for cancellation.
-    Query { id: Uuid, statement: Statement },
+    /// Run the query as of that moment; the id names it for cancellation.
+    Query { id: Uuid, statement: Statement, moment: Moment },
     /// The statement ran when its ticket was made; nothing is left but to say so.
     Done,
 }
@@ -88,14 +96,18 @@ struct TicketMessage {
     /// Absent: done.
     #[prost(message, optional, tag = "2")]
     statement: Option<Statement>,
+    /// Absent: whenever it is fetched.
+    #[prost(message, optional, tag = "3")]
+    moment: Option<MomentMessage>,
 }
 
 impl Ticket {
     pub(super) fn to_bytes(&self, seals: &Seals) -> Bytes {
         let message = match self {
-            Self::Query { id, statement } => TicketMessage {
+            Self::Query { id, statement, moment } => TicketMessage {
                 id: Bytes::copy_from_slice(id.as_bytes()),
                 statement: Some(statement.clone()),
+                moment: (*moment != Moment::default()).then(|| moment.into()),
             },
             Self::Done => TicketMessage::default(),
         };
@@ -103,11 +115,13 @@ impl Ticket {
     }
 
     pub(super) fn from_bytes(bytes: &[u8], seals: &Seals) -> Result<Self> {
-        let TicketMessage { id, statement } = decode(bytes, &seals.tickets)?;
+        let TicketMessage { id, statement, moment } = decode(bytes, &seals.tickets)?;
         match statement {
-            Some(statement) => {
-                Ok(Self::Query { id: Uuid::from_slice(&id).map_err(|_| foreign())?, statement })
-            }
+            Some(statement) => Ok(Self::Query {
+                id: Uuid::from_slice(&id).map_err(|_| foreign())?,
+                statement,
+                moment: moment.unwrap_or_default().moment().ok_or_else(foreign)?,
+            }),
             None => Ok(Self::Done),
         }
     }
@@ -148,6 +162,8 @@ mod tests {
     use arrow::array::{ArrayRef, Int64Array, StringArray};
 
     use crate::error::ErrorKind;
+    use crate::model::{TableName, TableVersion};
+    use crate::sql::Part;
 
     fn batch(rows: i64) -> RecordBatch {
         let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(0..rows));
@@ -165,7 +181,21 @@ mod tests {
             let bound = statement.bound_to(&batch(rows)).unwrap();
             let again = Statement::from_handle(&bound.to_handle(&seals), &seals).unwrap();
             assert_eq!((again.sql.as_str(), again.parameters().unwrap()), ("SELECT $1", Some(batch(rows))));
-            for ticket in [Ticket::Query { id: Uuid::from_u128(7), statement: bound }, Ticket::Done] {
+            let table = |snapshot_id| TableVersion {
+                name: TableName::new("public", "t"),
+                table_id: Uuid::from_u128(9),
+                schema_id: 1,
+                snapshot_id,
+            };
+            let moment = Moment {
+                now_us: Some(-1),
+                settings: Some(vec![("schema".into(), "shop".into())]),
+                tables: vec![table(Some(i64::MAX)), table(None)],
+                part: Some(Part { index: 1, parts: 2, partitions: 5 }),
+            };
+            let ticket = |moment| Ticket::Query { id: Uuid::from_u128(7), statement: bound.clone(), moment };
+            let unchanged = Moment { settings: Some(vec![]), ..Moment::default() };
+            for ticket in [ticket(moment), ticket(unchanged), ticket(Moment::default()), Ticket::Done] {
                 assert_eq!(Ticket::from_bytes(&ticket.to_bytes(&seals), &seals).unwrap(), ticket);
             }
         }
@@ -182,7 +212,8 @@ mod tests {
         let (seals, _) = Seals::for_test();
         let statement = Statement::new("SELECT 1".into()).bound_to(&batch(3)).unwrap();
         let handle = statement.to_handle(&seals);
-        let ticket = Ticket::Query { id: Uuid::from_u128(7), statement: statement.clone() }.to_bytes(&seals);
+        let (id, moment) = (Uuid::from_u128(7), Moment::default());
+        let ticket = Ticket::Query { id, statement: statement.clone(), moment }.to_bytes(&seals);
         let other_format = seals.handles.close(1, |bytes| bytes.push(FORMAT + 1));
         let no_message = seals.handles.close(2, |bytes| bytes.extend([FORMAT, 0xff]));
         for bytes in

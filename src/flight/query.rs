@@ -1,70 +1,64 @@
 //! Statements: described, run when they change something, fetched when they answer something.
 //!
 //! ADBC runs every statement through `GetFlightInfo`, and may never fetch the result of one that changes something.
-//! So `GetFlightInfo` runs it, once, and the ticket has nothing left to do; a query runs when its ticket is fetched.
+//! So `GetFlightInfo` runs it, once, and the ticket has nothing left to do; a query runs when its ticket is fetched, as
+//! of the moment when the ticket was made.
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::ipc::writer::IpcWriteOptions;
-use arrow_flight::sql::{ProstMessageExt, TicketStatementQuery};
-use arrow_flight::{FlightDescriptor, FlightEndpoint, FlightInfo, IpcMessage, SchemaAsIpc};
+use arrow_flight::{FlightDescriptor, FlightInfo, IpcMessage, SchemaAsIpc};
 use bytes::Bytes;
 use futures::StreamExt;
-use prost::Message as _;
 use uuid::Uuid;
 
 use super::direct::Direct;
+use super::endpoints::{Endpoints, info};
 use super::handle::{Statement, Ticket};
 use super::message::Message;
-use super::security::Seals;
 use super::stream::{Answers, Encoder};
 use crate::error::{Error, Result};
 use crate::sql::{Prepared, Session, StatementKind};
 
+/// Every endpoint has a ticket, and each ticket the statement and its parameters.
+const SPLIT_BYTES_MAX: usize = 4 << 20;
+
 /// Runs what changes something, describes what answers something.
 pub(super) async fn flight_info(
     session: &Session,
-    seals: &Seals,
+    endpoints: &Endpoints,
     statement: Statement,
     descriptor: FlightDescriptor,
 ) -> Result<FlightInfo> {
     let parameters = statement.parameters()?;
-    let prepared = session.prepare_bound(&statement.sql, parameters.as_ref()).await?;
-    require_bound(&prepared, parameters.as_ref())?;
-    let (ticket, records) = match prepared.kind {
-        StatementKind::Query => (Ticket::Query { id: Uuid::new_v4(), statement }, -1),
-        StatementKind::Update => {
-            let affected = session.update(&statement.sql, parameters.as_ref()).await?;
-            (Ticket::Done, i64::try_from(affected).unwrap_or(i64::MAX))
-        }
-    };
-    let ticket = TicketStatementQuery { statement_handle: ticket.to_bytes(seals) }.as_any().encode_to_vec();
-    info(&prepared.schema, ticket.into(), descriptor, records)
-}
-
-/// The answer that every client understands: one endpoint, fetched from the server that was asked.
-pub(super) fn info(
-    schema: &Schema,
-    ticket: Bytes,
-    descriptor: FlightDescriptor,
-    records: i64,
-) -> Result<FlightInfo> {
-    let endpoint = FlightEndpoint::new().with_ticket(arrow_flight::Ticket::new(ticket));
-    Ok(FlightInfo::new()
-        .try_with_schema(schema)?
-        .with_descriptor(descriptor)
-        .with_endpoint(endpoint)
-        .with_total_records(records)
-        .with_ordered(true))
+    let described = session.describe(&statement.sql, parameters.as_ref()).await?;
+    let prepared = &described.prepared;
+    require_bound(prepared, parameters.as_ref())?;
+    if prepared.kind == StatementKind::Update {
+        let affected = session.update(&statement.sql, parameters.as_ref()).await?;
+        let records = i64::try_from(affected).unwrap_or(i64::MAX);
+        return info(&prepared.schema, vec![endpoints.here(&Ticket::Done)], descriptor, records, false);
+    }
+    let (id, is_here_only) = (Uuid::new_v4(), described.is_here_only);
+    let mut moments = described.moments;
+    if moments.len() > 1 && moments.len() * statement.size_bytes() > SPLIT_BYTES_MAX {
+        moments.truncate(1);
+        moments.iter_mut().for_each(|moment| moment.part = None);
+    }
+    let parts = moments.into_iter().map(|moment| {
+        let ticket = Ticket::Query { id, statement: statement.clone(), moment };
+        if is_here_only { endpoints.here(&ticket) } else { endpoints.anywhere(&ticket) }
+    });
+    info(&described.prepared.schema, parts.collect(), descriptor, -1, described.ordered)
 }
 
 /// The result of a ticket. The query runs as fast as the client reads, and stops when it goes.
 pub(super) async fn fetch(session: &Session, encoder: &Encoder, ticket: Ticket) -> Result<Answers<Message>> {
     match ticket {
-        Ticket::Query { id, statement } => {
+        Ticket::Query { id, statement, moment } => {
             let parameters = statement.parameters()?;
-            let batches = session.query_as(Some(id), &statement.sql, parameters.as_ref()).await?;
+            let batches = session.query_at(Some(id), &statement.sql, parameters.as_ref(), &moment).await?;
             Ok(encoder.encode(batches.schema(), batches.map(|batch| batch.map_err(Error::from))))
         }
         Ticket::Done => Ok(encoder.encode(SchemaRef::new(Schema::empty()), futures::stream::empty())),

@@ -17,6 +17,7 @@ use super::body;
 use super::commands::Request;
 use super::compression;
 use super::drain::{Drain, InFlight};
+use super::endpoints::{Endpoints, info};
 use super::exchange;
 use super::message::Message;
 use super::metadata;
@@ -36,16 +37,14 @@ pub(super) struct Service {
     pub(super) encoder: Encoder,
     pub(super) auth: Arc<Authenticator>,
     pub(super) seals: Arc<Seals>,
+    pub(super) endpoints: Endpoints,
 }
 
 impl Service {
     /// The session of a call and its place among the calls in flight.
     fn enter<T>(&self, call: &Call<T>, begins_work: bool) -> Result<(Arc<Session>, InFlight)> {
         let in_flight = self.drain.enter(begins_work)?;
-        let caller = call.extensions().get::<Caller>();
-        let caller =
-            caller.ok_or_else(|| Error::internal("a call without a caller: the layer before it sets it"))?;
-        Ok((self.sessions.of(caller, call.metadata())?, in_flight))
+        Ok((self.sessions.of(caller_of(call)?, call.metadata())?, in_flight))
     }
 
     /// Runs to the end unless the door closes on it first.
@@ -63,12 +62,13 @@ impl Service {
         self.until_stopped(async {
             match request {
                 Request::Query(statement) | Request::Prepared(statement) => {
-                    query::flight_info(&session, &self.seals, statement, descriptor).await
+                    query::flight_info(&session, &self.endpoints, statement, descriptor).await
                 }
                 Request::Metadata(request) => {
-                    let ticket = descriptor.cmd.clone();
+                    let endpoint = self.endpoints.of_command(descriptor.cmd.clone());
                     let answer = metadata::answer(&session, request).await?;
-                    query::info(answer.schema_ref(), ticket, descriptor, -1)
+                    let rows = i64::try_from(answer.num_rows()).unwrap_or(i64::MAX);
+                    info(answer.schema_ref(), vec![endpoint], descriptor, rows, true)
                 }
                 Request::Update(_) | Request::PreparedUpdate(_) | Request::Ingest(_) => {
                     Err(Error::invalid("this command changes something; send it through DoPut"))
@@ -151,13 +151,29 @@ impl Service {
         self.until_stopped(put::put(&session, &self.seals, call.into_inner())).await
     }
 
-    async fn act(&self, call: Call<Action>) -> Result<Answers<arrow_flight::Result>> {
+    async fn act(&self, call: Call<Action>) -> Result<Response<Answers<arrow_flight::Result>>> {
         let known = Known::of(call.get_ref())?;
         let (session, _in_flight) = self.enter(&call, known.begins_work())?;
-        let performed = actions::perform(known, &session, &self.seals, call.into_inner());
+        let (caller, headers) = (caller_of(&call)?.clone(), call.metadata().clone());
+        let performed = actions::perform(known, &session, &self.seals, &self.endpoints, call.into_inner());
         let body = self.until_stopped(performed).await?;
-        Ok(stream::iter(body.map(|body| Ok(arrow_flight::Result { body }))).boxed())
+        let answers = stream::iter(body.map(|body| Ok(arrow_flight::Result { body }))).boxed();
+        let mut response = Response::new(answers);
+        let cookie = match known {
+            Known::SetSessionOptions => self.sessions.name(&caller, &headers),
+            Known::CloseSession => self.sessions.close(&caller, &headers),
+            _ => None,
+        };
+        if let Some(cookie) = cookie.and_then(|cookie| cookie.parse().ok()) {
+            response.metadata_mut().insert("set-cookie", cookie);
+        }
+        Ok(response)
     }
+}
+
+fn caller_of<T>(call: &Call<T>) -> Result<&Caller> {
+    let caller = call.extensions().get::<Caller>();
+    caller.ok_or_else(|| Error::internal("a call without a caller: the layer before it sets it"))
 }
 
 fn one<T: Send + 'static>(answer: T) -> Answers<T> {
@@ -223,7 +239,7 @@ impl FlightService for Service {
     }
 
     async fn do_action(&self, call: Call<Action>) -> Result<Response<Self::DoActionStream>, Status> {
-        Ok(Response::new(self.act(call).await?))
+        Ok(self.act(call).await?)
     }
 
     async fn list_actions(&self, _: Call<Empty>) -> Result<Response<Self::ListActionsStream>, Status> {

@@ -1,5 +1,6 @@
 //! Which session a call belongs to: the one its cookie names, or else its connection's. Both are of one user: another's
-//! calls, with the same cookie or over the same connection, have sessions of their own.
+//! calls, with the same cookie or over the same connection, have sessions of their own. A connection's session gets a
+//! cookie when a client first sets an option in it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tonic::metadata::MetadataMap;
+use uuid::Uuid;
 
 use super::auth::Caller;
 use super::listener::ConnectionId;
@@ -31,17 +33,28 @@ pub(crate) struct Sessions {
 #[derive(Debug, Default)]
 struct Open {
     /// None until the connection's first call, and as a rule one from then on.
-    by_connection: HashMap<ConnectionId, Vec<(User, Arc<Session>)>>,
+    by_connection: HashMap<ConnectionId, Vec<Seat>>,
     by_cookie: HashMap<(User, String), Kept>,
 }
 
 /// `None` where nobody is asked who they are.
 type User = Option<Arc<str>>;
 
+/// What a user has on a connection.
+#[derive(Debug)]
+struct Seat {
+    user: User,
+    session: Arc<Session>,
+    /// The cookie by which other connections find the session too, if it was given away.
+    cookie: Option<String>,
+}
+
 #[derive(Debug)]
 struct Kept {
     session: Arc<Session>,
     used_us: i64,
+    /// Whether a client has sent the cookie: not all keep those that they are given.
+    is_known: bool,
 }
 
 impl Sessions {
@@ -62,8 +75,58 @@ impl Sessions {
 
     /// A connection went, and with it its session, as soon as no call uses it any more.
     pub(super) fn disconnected(&self, connection: ConnectionId) {
-        let sessions = self.open.lock().by_connection.remove(&connection);
-        drop(sessions); // outside the lock: temporary tables may take a while to free
+        let mut open = self.open.lock();
+        let seats = open.by_connection.remove(&connection).unwrap_or_default();
+        let given_away = seats.iter().filter_map(|seat| Some((seat.user.clone(), seat.cookie.clone()?)));
+        let unused: Vec<(User, String)> =
+            given_away.filter(|key| open.by_cookie.get(key).is_some_and(|kept| !kept.is_known)).collect();
+        let kept: Vec<Kept> = unused.iter().filter_map(|key| open.by_cookie.remove(key)).collect();
+        drop(open); // before the sessions: temporary tables may take a while to free
+        drop((seats, kept));
+    }
+
+    /// Makes the session of a call one that outlives its connection; returns the `set-cookie` by which the client finds
+    /// it again. `None` where the client has a cookie, or no more sessions are kept.
+    pub(super) fn name(&self, caller: &Caller, headers: &MetadataMap) -> Option<String> {
+        if cookie(headers).is_some() {
+            return None;
+        }
+        let used_us = self.clock.now_us();
+        let mut open = self.open.lock();
+        let Open { by_connection, by_cookie } = &mut *open;
+        let seats = by_connection.get_mut(&caller.connection)?;
+        let seat = seats.iter_mut().find(|seat| seat.user == caller.user)?;
+        if seat.cookie.is_none() && by_cookie.len() < self.by_cookie_max {
+            let name = Uuid::new_v4().to_string();
+            let kept = Kept { session: Arc::clone(&seat.session), used_us, is_known: false };
+            by_cookie.insert((caller.user.clone(), name.clone()), kept);
+            seat.cookie = Some(name);
+        }
+        seat.cookie.as_ref().map(|name| format!("{COOKIE}={name}"))
+    }
+
+    /// Ends the session of a call, as soon as no other call uses it any more; returns the `set-cookie` by which the
+    /// client forgets it, if it has one.
+    pub(super) fn close(&self, caller: &Caller, headers: &MetadataMap) -> Option<String> {
+        let mut open = self.open.lock();
+        let named = cookie(headers).map(str::to_owned);
+        let own = match named {
+            Some(_) => Vec::new(),
+            None => { open.by_connection.get_mut(&caller.connection).into_iter() }
+                .flat_map(|seats| seats.extract_if(.., |seat| seat.user == caller.user))
+                .collect::<Vec<Seat>>(),
+        };
+        let name = named.or_else(|| own.first().and_then(|seat| seat.cookie.clone()));
+        let kept = name.as_ref().and_then(|name| open.by_cookie.remove(&(caller.user.clone(), name.clone())));
+        let mut others = Vec::new();
+        if let Some(kept) = &kept {
+            for seats in open.by_connection.values_mut() {
+                others.extend(seats.extract_if(.., |seat| Arc::ptr_eq(&seat.session, &kept.session)));
+            }
+        }
+        drop(open); // as above
+        drop((own, kept, others));
+        name.map(|_| format!("{COOKIE}=; Max-Age=0"))
     }
 
     /// The session of a call.
@@ -94,14 +157,14 @@ impl Sessions {
     fn by_connection(&self, caller: &Caller) -> Arc<Session> {
         let mut open = self.open.lock();
         // The connection went while its call was on the way: nothing to share, nothing to keep.
-        let Some(sessions) = open.by_connection.get_mut(&caller.connection) else {
+        let Some(seats) = open.by_connection.get_mut(&caller.connection) else {
             return self.session(caller);
         };
-        if let Some((_, session)) = sessions.iter().find(|(user, _)| *user == caller.user) {
-            return Arc::clone(session);
+        if let Some(seat) = seats.iter().find(|seat| seat.user == caller.user) {
+            return Arc::clone(&seat.session);
         }
         let session = self.session(caller);
-        sessions.push((caller.user.clone(), Arc::clone(&session)));
+        seats.push(Seat { user: caller.user.clone(), session: Arc::clone(&session), cookie: None });
         session
     }
 
@@ -116,7 +179,7 @@ impl Sessions {
         let mut open = self.open.lock();
         let key = (caller.user.clone(), id.to_owned());
         if let Some(kept) = open.by_cookie.get_mut(&key) {
-            kept.used_us = now_us;
+            (kept.used_us, kept.is_known) = (now_us, true);
             return Ok(Arc::clone(&kept.session));
         }
         if open.by_cookie.len() >= self.by_cookie_max {
@@ -126,7 +189,7 @@ impl Sessions {
             )));
         }
         let session = self.session(caller);
-        open.by_cookie.insert(key, Kept { session: Arc::clone(&session), used_us: now_us });
+        open.by_cookie.insert(key, Kept { session: Arc::clone(&session), used_us: now_us, is_known: true });
         Ok(session)
     }
 }
@@ -169,6 +232,7 @@ mod tests {
             memory_limit_bytes: None,
             spill_dir: dir.join("spill"),
             run_limits: RunLimits::default(),
+            endpoints: 1,
         })
         .unwrap()
     }

@@ -47,6 +47,19 @@ impl fmt::Display for TableName {
     }
 }
 
+/// A table as a reader saw it: which rows, under which columns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableVersion {
+    /// The table's name at that time.
+    pub name: TableName,
+    /// Tells the table from another of its name.
+    pub table_id: Uuid,
+    /// The Iceberg schema under which it was read.
+    pub schema_id: i32,
+    /// The Iceberg snapshot; `None` where nothing had been written yet.
+    pub snapshot_id: Option<i64>,
+}
+
 /// One declared column: an entity key, the event time, or a feature.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Column {

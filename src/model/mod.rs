@@ -5,7 +5,7 @@ mod key;
 mod packed;
 
 pub use feature_group::{
-    Column, FeatureGroup, FeatureSchema, INGESTED_AT, SEQUENCE, TableName, system_fields,
+    Column, FeatureGroup, FeatureSchema, INGESTED_AT, SEQUENCE, TableName, TableVersion, system_fields,
 };
 pub(crate) use key::{EntityKey, decode_keys, encode_keys};
 pub use packed::fuzzing;

@@ -20,7 +20,7 @@ mod write;
 pub(crate) use history::{History, HistoryFile};
 pub use rows::packed_values_at;
 pub(crate) use rows::{Buffers, Fetched, RowFile, ranges_of};
-pub(crate) use scan::IcebergTable;
+pub(crate) use scan::{IcebergTable, is_file_scan};
 pub(crate) use schema::{storage_schema, storage_type};
 pub(crate) use store::{OfflineStore, TableSpec};
 pub(crate) use table::OfflineTable;

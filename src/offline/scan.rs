@@ -13,7 +13,7 @@ use datafusion::datasource::TableType;
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
 use datafusion::datasource::physical_plan::{
-    FileGroup, FileGroupPartitioner, FileScanConfigBuilder, FileSource, ParquetSource,
+    FileGroup, FileGroupPartitioner, FileScanConfig, FileScanConfigBuilder, FileSource, ParquetSource,
 };
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::logical_expr::utils::conjunction;
@@ -187,6 +187,13 @@ impl IcebergTable {
         };
         LexOrdering::new(self.table.sort_columns().iter().map_while(column))
     }
+}
+
+/// Whether the plan reads files, and its partitions have none of their rows in common.
+pub(crate) fn is_file_scan(plan: &dyn ExecutionPlan) -> bool {
+    let any = plan.as_any();
+    let reads_files = |source: &DataSourceExec| source.data_source().as_any().is::<FileScanConfig>();
+    any.is::<SparseScanExec>() || any.downcast_ref::<DataSourceExec>().is_some_and(reads_files)
 }
 
 /// Files over at most `partitions` groups: of equal bytes, cutting files, where there are `bytes_min` of them.

@@ -10,7 +10,7 @@ use super::evolution::refuse_nested_renames;
 use super::order::TableOrder;
 use super::schema::arrow_schema;
 use crate::error::{Error, Result};
-use crate::model::TableName;
+use crate::model::{TableName, TableVersion};
 
 /// An Iceberg table at one version of its metadata, and there at its current snapshot or at an older one.
 #[derive(Debug, Clone)]
@@ -69,10 +69,11 @@ impl OfflineTable {
     /// `NotFound` where the table had no snapshot yet.
     pub(crate) fn at_time(&self, time_us: i64) -> Result<Self> {
         let time_ms = time_us.div_euclid(1000);
+        let Some(last) = &self.snapshot else { return Ok(self.clone()) };
+        // What came after the snapshot that this reader sees is not there for it, even where it came in the same moment.
         let history = self.metadata.history();
-        if history.is_empty() {
-            return Ok(self.clone());
-        }
+        let seen = history.iter().rposition(|entry| entry.snapshot_id == last.snapshot_id());
+        let history = &history[..seen.map_or(history.len(), |last| last + 1)];
         if let Some(then) = history.iter().rev().find(|entry| entry.timestamp_ms() <= time_ms) {
             return self.at_snapshot(then.snapshot_id);
         }
@@ -83,6 +84,40 @@ impl OfflineTable {
             shown(time_ms),
             shown(since)
         )))
+    }
+
+    /// What a reader of this table sees, in a form that outlives it: see [`Self::at_version`].
+    pub(crate) fn version(&self) -> TableVersion {
+        TableVersion {
+            name: self.name.clone(),
+            table_id: self.metadata.uuid(),
+            schema_id: self.iceberg_schema.schema_id(),
+            snapshot_id: self.snapshot.as_ref().map(|snapshot| snapshot.snapshot_id()),
+        }
+    }
+
+    /// The table as an earlier reader saw it: the same rows, under the same columns.
+    ///
+    /// # Errors
+    /// `NotFound` where this is another table of that name, or what was read is no longer kept.
+    pub(crate) fn at_version(&self, version: &TableVersion) -> Result<Self> {
+        let gone =
+            |what: &str| Error::not_found(format!("{what}: run the query again for what there is now"));
+        if self.metadata.uuid() != version.table_id {
+            return Err(gone(&format!("table '{}' was dropped, and another has its name", self.name)));
+        }
+        let snapshot =
+            match version.snapshot_id {
+                Some(id) => Some(self.metadata.snapshot_by_id(id).cloned().ok_or_else(|| {
+                    gone(&format!("snapshot {id} of table '{}' is no longer kept", self.name))
+                })?),
+                None => None,
+            };
+        let schema = self.metadata.schema_by_id(version.schema_id).cloned().ok_or_else(|| {
+            gone(&format!("schema {} of table '{}' is no longer kept", version.schema_id, self.name))
+        })?;
+        let (location, metadata) = (Arc::clone(&self.location), Arc::clone(&self.metadata));
+        Self::seen(self.name.clone(), location, metadata, snapshot, schema)
     }
 
     pub(crate) fn name(&self) -> &TableName {

@@ -39,6 +39,7 @@ pub async fn open_engine(settings: &Settings, clock: Arc<dyn Clock>) -> Result<A
             queue_timeout: settings.limits.queue_timeout,
             slow_lookup: settings.slow_lookup,
         },
+        endpoints: settings.endpoints,
     })?;
     engine.catch_up().await?;
     Ok(engine)

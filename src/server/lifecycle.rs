@@ -57,6 +57,7 @@ impl Server {
             sessions_max: settings.limits.sessions_max,
             session_idle_timeout: settings.limits.session_idle_timeout,
             authentication_timeout: settings.security.authentication_timeout,
+            locations: settings.advertise.clone(),
         };
         let door = Door::open(listener, Arc::clone(&engine), clock, security, &limits).await?;
         http.iter().for_each(|http| http.serves(&engine));

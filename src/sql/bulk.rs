@@ -37,7 +37,7 @@ pub enum IfExists {
 /// Where a bulk ingest goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IngestTarget {
-    /// Schema; the default schema where `None`.
+    /// Schema; the session's current one where `None`.
     pub schema: Option<String>,
     /// Table or feature group.
     pub table: String,
@@ -72,7 +72,10 @@ impl Session {
     /// # Errors
     /// `NotFound` and `AlreadyExists` by the target's modes; `Invalid` where rows do not fit the table.
     pub async fn ingest(&self, target: IngestTarget, batches: SendableRecordBatchStream) -> Result<u64> {
-        let name = TableName::new(target.schema.as_deref().unwrap_or(DEFAULT_SCHEMA), &target.table);
+        let name = match &target.schema {
+            Some(schema) => TableName::new(schema, &target.table),
+            None => TableName::new(self.catalog.schema(), &target.table),
+        };
         let mut watch = self.watch(Kind::Ingest, None, &format!("-- bulk ingest into {name}"));
         watch.runs();
         let batches = watch.counting(batches);

@@ -13,12 +13,12 @@ use super::insert::PlainTable;
 use super::running::Running;
 use super::system::{self, Known};
 use super::temp::TempObjects;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ingest::Ingest;
-use crate::model::TableName;
+use crate::model::{TableName, TableVersion};
 use crate::offline::{IcebergTable, OfflineStore, inspect};
 use crate::online::OnlineStore;
-use crate::registry::{DEFAULT_SCHEMA, Listing, Object, Registry};
+use crate::registry::{DEFAULT_SCHEMA, Listing, Object, Registry, object_of};
 
 /// Suffix of a feature group's history table, and of a plain table's log of snapshots.
 const HISTORY: &str = "$history";
@@ -35,6 +35,8 @@ pub(super) struct SessionCatalog {
     running: Arc<Running>,
     listing: RwLock<Arc<Listing>>,
     pub(super) temp: TempObjects,
+    /// Where names without a schema are looked for.
+    schema: RwLock<String>,
 }
 
 impl SessionCatalog {
@@ -46,7 +48,22 @@ impl SessionCatalog {
         running: Arc<Running>,
     ) -> Self {
         let temp = TempObjects::default();
-        Self { registry, offline, ingest, online, running, listing: RwLock::default(), temp }
+        let schema = RwLock::new(DEFAULT_SCHEMA.to_owned());
+        Self { registry, offline, ingest, online, running, listing: RwLock::default(), temp, schema }
+    }
+
+    /// Where names without a schema are looked for.
+    pub(super) fn schema(&self) -> String {
+        self.schema.read().clone()
+    }
+
+    pub(super) fn set_schema(&self, schema: &str) {
+        schema.clone_into(&mut self.schema.write());
+    }
+
+    /// Whether temporary objects are found in that schema: in the current one, and in the default one always.
+    pub(super) fn holds_temp(&self, schema: &str) -> bool {
+        schema == DEFAULT_SCHEMA || schema == *self.schema.read()
     }
 
     /// Looks again at what exists: once for each statement, which then sees one state of the catalog.
@@ -64,10 +81,32 @@ impl SessionCatalog {
         self.registry.object_in(&self.listing(), name).await
     }
 
-    /// The stored table of that name, or what is derived of one: `name$history`, `name$snapshots`, `name$files`.
-    pub(super) async fn stored(&self, name: &TableName) -> Result<Option<Arc<dyn TableProvider>>> {
+    /// As [`Self::object`], as it was where `versions` name it.
+    async fn object_at(&self, name: &TableName, versions: &[TableVersion]) -> Result<Option<Object>> {
+        let object = self.object(name).await?;
+        let Some(version) = versions.iter().find(|version| version.name == *name) else { return Ok(object) };
+        match object {
+            Some(Object::FeatureGroup(_, ref table) | Object::Table(ref table))
+                if table.version() == *version =>
+            {
+                Ok(object)
+            }
+            Some(Object::FeatureGroup(_, table) | Object::Table(table)) => {
+                object_of(table.at_version(version)?).map(Some)
+            }
+            None => Err(Error::not_found(format!("table '{name}' was dropped since: run the query again"))),
+        }
+    }
+
+    /// The stored table of that name, or what is derived of one: `name$history`, `name$snapshots`, `name$files`. Those
+    /// that `versions` name are as they were, the others as they are.
+    pub(super) async fn stored(
+        &self,
+        name: &TableName,
+        versions: &[TableVersion],
+    ) -> Result<Option<Arc<dyn TableProvider>>> {
         let rows = |table| Arc::new(IcebergTable::current(Arc::clone(&self.offline), table));
-        if let Some(object) = self.object(name).await? {
+        if let Some(object) = self.object_at(name, versions).await? {
             return Ok(Some(match object {
                 Object::FeatureGroup(group, table) => {
                     Arc::new(FeatureGroupTable::new(group, rows(table)).with_ingest(Arc::clone(&self.ingest)))
@@ -81,7 +120,8 @@ impl SessionCatalog {
         let Some((base, suffix)) = name.name.find('$').map(|at| name.name.split_at(at)) else {
             return Ok(None);
         };
-        let Some(object) = self.object(&TableName::new(&name.schema, base)).await? else { return Ok(None) };
+        let base = TableName::new(&name.schema, base);
+        let Some(object) = self.object_at(&base, versions).await? else { return Ok(None) };
         let metadata = match (suffix, &object) {
             (HISTORY, Object::FeatureGroup(_, table)) => return Ok(Some(rows(table.clone()))),
             (HISTORY, Object::Table(table)) => inspect::history(table)?,
@@ -95,9 +135,27 @@ impl SessionCatalog {
     }
 }
 
-/// The catalog as DataFusion asks for it.
+/// The catalog as DataFusion asks for it: of a session at all times, or of one statement with the versions that it
+/// reads.
 #[derive(Debug, Clone)]
-pub(super) struct Catalog(pub(super) Arc<SessionCatalog>);
+pub(super) struct Catalog {
+    session: Arc<SessionCatalog>,
+    /// The current schema of the statement, where it is not the session's.
+    schema: Option<String>,
+    versions: Arc<[TableVersion]>,
+}
+
+impl Catalog {
+    /// What the session sees.
+    pub(super) fn of(session: Arc<SessionCatalog>) -> Self {
+        Self { session, schema: None, versions: Arc::default() }
+    }
+
+    /// What a statement sees that was described before, in a session whose current schema was `schema`.
+    pub(super) fn as_of(session: Arc<SessionCatalog>, schema: String, versions: Arc<[TableVersion]>) -> Self {
+        Self { session, schema: Some(schema), versions }
+    }
+}
 
 impl CatalogProvider for Catalog {
     fn as_any(&self) -> &dyn Any {
@@ -105,30 +163,38 @@ impl CatalogProvider for Catalog {
     }
 
     fn schema_names(&self) -> Vec<String> {
-        let mut names = self.0.listing().schemas.clone();
+        let mut names = self.session.listing().schemas.clone();
         names.push(system::SCHEMA.to_owned());
         names
     }
 
     fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
         if name == system::SCHEMA {
-            return Some(Arc::new(SystemSchema(Arc::clone(&self.0))));
+            return Some(Arc::new(SystemSchema(Arc::clone(&self.session))));
         }
-        let known = self.0.listing().schemas.iter().any(|s| s == name);
-        known.then(|| Arc::new(StoredSchema { catalog: Arc::clone(&self.0), name: name.to_owned() }) as _)
+        let known = self.session.listing().schemas.iter().any(|s| s == name);
+        known.then(|| Arc::new(StoredSchema { catalog: self.clone(), name: name.to_owned() }) as _)
     }
 }
 
-/// One schema of stored tables. In the default schema a temporary table hides a stored one of its name.
+/// One schema of stored tables. In the default schema and the current one, a temporary table hides a stored one of its
+/// name.
 #[derive(Debug)]
 struct StoredSchema {
-    catalog: Arc<SessionCatalog>,
+    catalog: Catalog,
     name: String,
 }
 
 impl StoredSchema {
+    fn holds_temp(&self) -> bool {
+        match &self.catalog.schema {
+            Some(current) => self.name == DEFAULT_SCHEMA || self.name == *current,
+            None => self.catalog.session.holds_temp(&self.name),
+        }
+    }
+
     fn temp(&self, name: &str) -> Option<Arc<dyn TableProvider>> {
-        if self.name == DEFAULT_SCHEMA { self.catalog.temp.get(name) } else { None }
+        if self.holds_temp() { self.catalog.session.temp.get(name) } else { None }
     }
 }
 
@@ -139,11 +205,11 @@ impl SchemaProvider for StoredSchema {
     }
 
     fn table_names(&self) -> Vec<String> {
-        let listing = self.catalog.listing();
+        let listing = self.catalog.session.listing();
         let stored = listing.tables.keys().filter(|t| t.schema == self.name).map(|t| t.name.clone());
         let mut names: Vec<String> = stored.collect();
         if self.name == DEFAULT_SCHEMA {
-            names.extend(self.catalog.temp.names());
+            names.extend(self.catalog.session.temp.names());
         }
         names.sort();
         names.dedup();
@@ -154,12 +220,13 @@ impl SchemaProvider for StoredSchema {
         if let Some(temp) = self.temp(name) {
             return Ok(Some(temp));
         }
-        Ok(self.catalog.stored(&TableName::new(&self.name, name)).await?)
+        let name = TableName::new(&self.name, name);
+        Ok(self.catalog.session.stored(&name, &self.catalog.versions).await?)
     }
 
     fn table_exist(&self, name: &str) -> bool {
         self.temp(name).is_some()
-            || self.catalog.listing().tables.contains_key(&TableName::new(&self.name, name))
+            || self.catalog.session.listing().tables.contains_key(&TableName::new(&self.name, name))
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A model server sends one statement a thousand times a second. What it means depends on the text and on the feature
 //! group's definition; so it is kept by its text, dropped when this server changes a definition, and compared with the
-//! catalog once in a while, because other servers change definitions too. In a session with temporary tables or views
-//! a text may mean anything, so such sessions neither give nor take.
+//! catalog once in a while, because other servers change definitions too. In a session with temporary tables or views,
+//! with another current schema or a limit of rows, a text may mean something else, so such sessions neither give nor take.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -179,7 +179,7 @@ fn once() -> Result<RecordBatch> {
 impl Session {
     /// The look-up that `sql` is for this session, if it is kept ready.
     pub(super) async fn compiled(&self, sql: &str) -> Option<Arc<Compiled>> {
-        let compiled = self.engine.compiled.get(sql).filter(|_| self.catalog.temp.is_empty())?;
+        let compiled = self.engine.compiled.get(sql).filter(|_| self.is_plain())?;
         self.is_current(&compiled).await.then_some(compiled)
     }
 

@@ -8,12 +8,12 @@ use datafusion::datasource::ViewTable;
 use datafusion::execution::{SendableRecordBatchStream, SessionState};
 use datafusion::logical_expr::{
     CreateCatalogSchema, CreateMemoryTable, CreateView, DdlStatement, DropCatalogSchema, DropTable, DropView,
-    LogicalPlan, SetVariable, Statement as LogicalStatement,
+    LogicalPlan,
 };
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 
 use super::definition;
-use super::session::{Session, referenced, run, table_name};
+use super::session::{Session, default_schema, referenced, run, table_name};
 use super::statement::CreateFeatureGroup;
 use super::system;
 use super::temp::TempTable;
@@ -21,18 +21,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::TableName;
 use crate::offline::{TableSpec, storage_schema};
 use crate::registry::{DEFAULT_SCHEMA, Object, table_of};
-
-/// Settings that a client may change for its session.
-const SETTINGS: [&str; 4] = [
-    "datafusion.execution.time_zone",
-    "datafusion.execution.batch_size",
-    "datafusion.execution.target_partitions",
-    "fletching.asof_strategy",
-];
-
-/// Bounds of a session's settings.
-const BATCH_ROWS_MAX: usize = 1 << 20;
-const PARTITIONS_MAX: usize = 256;
 
 pub(super) const RESERVED_SCHEMAS: [&str; 2] = [system::SCHEMA, "information_schema"];
 
@@ -42,7 +30,7 @@ impl Session {
         state: &SessionState,
         create: CreateFeatureGroup,
     ) -> Result<()> {
-        let name = table_name(&create.name)?;
+        let name = table_name(&create.name, default_schema(state))?;
         let if_not_exists = create.if_not_exists;
         self.check_creatable(&name)?;
         let group = definition::feature_group(state, name.clone(), create).await?;
@@ -111,7 +99,7 @@ impl Session {
             column_defaults,
             temporary,
         } = create;
-        let name = referenced(&name)?;
+        let name = referenced(&name, default_schema(state))?;
         if constraints.iter().next().is_some() {
             return Err(Error::unsupported(format!(
                 "PRIMARY KEY and UNIQUE of table '{name}' would not be enforced: leave them out, or CREATE FEATURE GROUP"
@@ -184,7 +172,7 @@ impl Session {
     }
 
     fn create_view(&self, create: CreateView) -> Result<()> {
-        let name = referenced(&create.name)?;
+        let name = referenced(&create.name, &self.catalog.schema())?;
         if !create.temporary {
             return Err(Error::unsupported(format!(
                 "views are not kept yet: CREATE TEMPORARY VIEW {} lasts as long as the session",
@@ -197,8 +185,8 @@ impl Session {
     }
 
     async fn drop_table(&self, reference: &TableReference, if_exists: bool) -> Result<()> {
-        let name = referenced(reference)?;
-        if name.schema == DEFAULT_SCHEMA
+        let name = referenced(reference, &self.catalog.schema())?;
+        if self.catalog.holds_temp(&name.schema)
             && let Some(object) = self.catalog.temp.get(&name.name)
         {
             if object.as_any().is::<ViewTable>() {
@@ -218,7 +206,7 @@ impl Session {
     }
 
     fn drop_view(&self, reference: &TableReference, if_exists: bool) -> Result<()> {
-        let name = referenced(reference)?;
+        let name = referenced(reference, &self.catalog.schema())?;
         match self.catalog.temp.get(&name.name) {
             Some(object) if object.as_any().is::<ViewTable>() => {
                 self.catalog.temp.remove(&name.name);
@@ -268,21 +256,6 @@ impl Session {
         }
     }
 
-    pub(super) async fn run_setting(&self, statement: LogicalStatement) -> Result<()> {
-        let LogicalStatement::SetVariable(SetVariable { variable, value }) = &statement else {
-            return Err(Error::unsupported(format!("{} is not supported", statement.name())));
-        };
-        if !SETTINGS.contains(&variable.as_str()) && variable != "time.zone" && variable != "timezone" {
-            return Err(Error::unsupported(format!(
-                "setting '{variable}' cannot be changed in a session: there are {}",
-                SETTINGS.join(", ")
-            )));
-        }
-        check_setting(variable, value)?;
-        self.context.execute_logical_plan(LogicalPlan::Statement(statement)).await?;
-        Ok(())
-    }
-
     /// Whether a stored object of that name may be created at all.
     pub(super) fn check_creatable(&self, name: &TableName) -> Result<()> {
         if RESERVED_SCHEMAS.contains(&name.schema.as_str()) {
@@ -306,33 +279,13 @@ impl Session {
     }
 
     pub(super) fn check_temp_name(&self, name: &TableName) -> Result<()> {
-        match name.schema.as_str() {
-            DEFAULT_SCHEMA => Ok(()),
-            other => Err(Error::invalid(format!(
-                "temporary table '{}' cannot be in schema '{other}': give its name alone",
-                name.name
+        match self.catalog.holds_temp(&name.schema) {
+            true => Ok(()),
+            false => Err(Error::invalid(format!(
+                "temporary table '{}' cannot be in schema '{}': give its name alone",
+                name.name, name.schema
             ))),
         }
-    }
-}
-
-/// Values outside these bounds would not fail but give wrong answers, or none.
-fn check_setting(variable: &str, value: &str) -> Result<()> {
-    let bounded = |max: usize| match value.parse::<usize>() {
-        Ok(number) if (1..=max).contains(&number) => Ok(()),
-        _ => Err(Error::invalid(format!("setting '{variable}' is a number from 1 to {max}, not '{value}'"))),
-    };
-    match variable {
-        "datafusion.execution.batch_size" => bounded(BATCH_ROWS_MAX),
-        "datafusion.execution.target_partitions" => bounded(PARTITIONS_MAX),
-        // Checked where it is set.
-        "fletching.asof_strategy" => Ok(()),
-        _ => match value.parse::<datafusion::arrow::array::timezone::Tz>() {
-            Ok(_) => Ok(()),
-            Err(_) => Err(Error::invalid(format!(
-                "'{value}' is not a time zone: write UTC, +02:00 or Europe/Berlin"
-            ))),
-        },
     }
 }
 

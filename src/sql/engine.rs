@@ -27,7 +27,7 @@ use super::session::Session;
 use super::time_travel;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
-use crate::exec::LookupPlanner;
+use crate::exec::{LookupPlanner, SessionOptions};
 use crate::ingest::Ingest;
 use crate::metrics::Metrics;
 use crate::offline::OfflineStore;
@@ -54,6 +54,8 @@ pub(crate) struct EngineParts {
     /// Where queries that exceed their memory spill.
     pub(crate) spill_dir: PathBuf,
     pub(crate) run_limits: RunLimits,
+    /// Into how many endpoints a session splits large results, until it says otherwise.
+    pub(crate) endpoints: usize,
 }
 
 /// Stores, registry and memory, shared by all sessions.
@@ -69,6 +71,8 @@ pub struct Engine {
     pub(super) running: Arc<Running>,
     pub(super) metrics: Arc<Metrics>,
     memory_limit_bytes: Option<usize>,
+    /// What every session begins with.
+    pub(super) config: SessionConfig,
 }
 
 /// What can be known of an engine at a moment.
@@ -112,7 +116,8 @@ impl QueryPlanner for Planner {
 
 impl Engine {
     pub(crate) fn new(parts: EngineParts) -> Result<Arc<Self>> {
-        let EngineParts { offline, online, clock, memory_limit_bytes, spill_dir, run_limits } = parts;
+        let EngineParts { offline, online, clock, memory_limit_bytes, spill_dir, run_limits, endpoints } =
+            parts;
         let pool: Arc<dyn MemoryPool> = match memory_limit_bytes {
             Some(bytes) => Arc::new(TrackConsumersPool::new(FairSpillPool::new(bytes), CONSUMERS_NAMED)),
             None => Arc::new(UnboundedMemoryPool::default()),
@@ -132,7 +137,7 @@ impl Engine {
             Arc::clone(&runtime),
             Arc::clone(&clock),
         ));
-        let compiled = CompiledStatements::default();
+        let (compiled, config) = (CompiledStatements::default(), config(endpoints));
         let metrics = Arc::new(Metrics::default());
         let running = Arc::new(Running::new(&run_limits, Arc::clone(&metrics), Arc::clone(&clock)));
         Ok(Arc::new(Self {
@@ -146,6 +151,7 @@ impl Engine {
             running,
             metrics,
             memory_limit_bytes,
+            config,
         }))
     }
 
@@ -164,7 +170,7 @@ impl Engine {
             Arc::clone(&self.running),
         ));
         let context = self.context();
-        context.register_catalog(CATALOG, Arc::new(Catalog(Arc::clone(&catalog))));
+        context.register_catalog(CATALOG, Arc::new(Catalog::of(Arc::clone(&catalog))));
         Arc::new(Session::new(Arc::clone(self), context, catalog, owner))
     }
 
@@ -196,20 +202,8 @@ impl Engine {
     }
 
     fn context(&self) -> SessionContext {
-        let mut config = SessionConfig::new()
-            .with_default_catalog_and_schema(CATALOG, DEFAULT_SCHEMA)
-            .with_create_default_catalog_and_schema(false)
-            .with_information_schema(true);
-        let options = config.options_mut();
-        // One string type everywhere: what is stored, computed and sent.
-        options.sql_parser.map_string_types_to_utf8view = false;
-        options.execution.parquet.schema_force_view_types = false;
-        // A file of a few MB keeps one core busy for longer than it takes to share it.
-        options.optimizer.repartition_file_min_size = FILE_SHARED_BYTES_MIN;
-        // TIMESTAMP WITH TIME ZONE is an instant, shown in UTC.
-        options.execution.time_zone = Some("UTC".to_owned());
         let builder = SessionStateBuilder::new()
-            .with_config(config)
+            .with_config(self.config.clone())
             .with_runtime_env(Arc::clone(&self.runtime))
             .with_default_features()
             .with_query_planner(Arc::new(Planner {
@@ -220,4 +214,22 @@ impl Engine {
         let builder = time_travel::install(builder, Arc::clone(&self.clock));
         SessionContext::new_with_state(builder.build())
     }
+}
+
+/// What every session begins with.
+fn config(endpoints: usize) -> SessionConfig {
+    let mut config = SessionConfig::new()
+        .with_default_catalog_and_schema(CATALOG, DEFAULT_SCHEMA)
+        .with_create_default_catalog_and_schema(false)
+        .with_information_schema(true);
+    let options = config.options_mut();
+    // One string type everywhere: what is stored, computed and sent.
+    options.sql_parser.map_string_types_to_utf8view = false;
+    options.execution.parquet.schema_force_view_types = false;
+    // A file of a few MB keeps one core busy for longer than it takes to share it.
+    options.optimizer.repartition_file_min_size = FILE_SHARED_BYTES_MIN;
+    // TIMESTAMP WITH TIME ZONE is an instant, shown in UTC.
+    options.execution.time_zone = Some("UTC".to_owned());
+    options.extensions.insert(SessionOptions { endpoints, ..SessionOptions::default() });
+    config
 }

@@ -9,10 +9,12 @@ use datafusion::arrow::datatypes::{Schema, SchemaRef, UInt64Type};
 use datafusion::catalog::MemTable;
 use datafusion::common::{DataFusionError, TableReference};
 use datafusion::datasource::provider_as_source;
-use datafusion::execution::SendableRecordBatchStream;
-use datafusion::execution::SessionState;
 use datafusion::execution::context::SessionContext;
-use datafusion::logical_expr::{DdlStatement, LogicalPlan, LogicalPlanBuilder, WriteOp};
+use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext};
+use datafusion::logical_expr::{
+    DdlStatement, LogicalPlan, LogicalPlanBuilder, SetVariable, Statement as LogicalStatement, WriteOp,
+};
 use datafusion::physical_plan::execute_stream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::sql::sqlparser::ast::ObjectName;
@@ -27,14 +29,19 @@ use super::ddl::RESERVED_SCHEMAS;
 use super::definition::normalized;
 use super::engine::{CATALOG, Engine};
 use super::insert;
+use super::memory::BoundedPool;
+use super::moment::Moment;
 use super::output::{to_wire, wire_schema};
+use super::parts::{self, Part};
 use super::running::{Owner, Watch};
+use super::settings::Setting;
 use super::statement::{self, CreateFeatureGroup, Statement};
 use super::system;
 use crate::error::{Error, Result};
+use crate::exec::SessionOptions;
 use crate::metrics::Kind;
 use crate::model::{FeatureGroup, TableName};
-use crate::registry::{DEFAULT_SCHEMA, Object};
+use crate::registry::Object;
 
 const SHOW_FEATURE_GROUPS: &str = "SELECT * FROM system.feature_groups ORDER BY schema_name, name, version";
 
@@ -90,6 +97,29 @@ pub(super) enum Planned {
     KillQuery(Uuid),
 }
 
+impl Planned {
+    /// The plan of a query.
+    ///
+    /// # Errors
+    /// `Invalid` where the statement changes something.
+    pub(super) fn query(self) -> Result<LogicalPlan> {
+        match self {
+            Self::Query(plan) => Ok(plan),
+            _ => Err(Error::invalid("the statement returns no rows: run it as an update")),
+        }
+    }
+
+    /// What a statement takes that is no query.
+    pub(super) fn prepared(&self) -> Result<Prepared> {
+        let parameters = match self {
+            Self::Update(plan) => bind::parameters(plan)?,
+            _ => Arc::new(Schema::empty()),
+        };
+        let (kind, schema) = (StatementKind::Update, Arc::new(Schema::empty()));
+        Ok(Prepared { kind, schema, parameters, rows_each: None })
+    }
+}
+
 impl Session {
     pub(super) fn new(
         engine: Arc<Engine>,
@@ -122,27 +152,13 @@ impl Session {
         }
         let generation = self.engine.compiled.generation();
         let state = self.state().await?;
-        let empty = || Arc::new(Schema::empty());
-        Ok(match self.plan(&state, sql).await? {
-            Planned::Query(plan) => self.prepare_query(sql, plan, values, generation)?,
-            Planned::Update(plan) => Prepared {
-                kind: StatementKind::Update,
-                schema: empty(),
-                parameters: bind::parameters(&plan)?,
-                rows_each: None,
-            },
-            Planned::CreateFeatureGroup(_) | Planned::DropFeatureGroup { .. } | Planned::KillQuery(_) => {
-                Prepared {
-                    kind: StatementKind::Update,
-                    schema: empty(),
-                    parameters: empty(),
-                    rows_each: None,
-                }
-            }
-        })
+        match self.plan(&state, sql).await? {
+            Planned::Query(plan) => self.prepare_query(sql, plan, values, generation),
+            update => update.prepared(),
+        }
     }
 
-    fn prepare_query(
+    pub(super) fn prepare_query(
         &self,
         sql: &str,
         plan: LogicalPlan,
@@ -152,7 +168,7 @@ impl Session {
         let (kind, parameters) = (StatementKind::Query, bind::parameters(&plan)?);
         let schema = wire_schema(plan.schema().as_arrow());
         let mut prepared = Prepared { kind, schema, parameters, rows_each: None };
-        if self.catalog.temp.is_empty() {
+        if self.is_plain() {
             prepared.rows_each =
                 self.engine.compiled.keep(&self.engine, sql, &plan, &prepared, generation)?;
         }
@@ -174,21 +190,29 @@ impl Session {
         sql: &str,
         parameters: Option<&RecordBatch>,
     ) -> Result<SendableRecordBatchStream> {
-        self.query_as(None, sql, parameters).await
+        self.query_at(None, sql, parameters, &Moment::default()).await
     }
 
-    /// As [`Self::query`], under the id by which it can be seen and cancelled; `None` for one that is made up.
-    pub(crate) async fn query_as(
+    /// As [`Self::query`], as of `moment` and under the id by which it can be seen and cancelled; `None` for one that is
+    /// made up.
+    ///
+    /// # Errors
+    /// Those of a query; `NotFound` where a table is no longer what it was then; `Conflict` where the result is no longer
+    /// split as it was.
+    pub(crate) async fn query_at(
         &self,
         id: Option<Uuid>,
         sql: &str,
         parameters: Option<&RecordBatch>,
+        moment: &Moment,
     ) -> Result<SendableRecordBatchStream> {
-        if let Some(compiled) = self.compiled(sql).await {
+        if moment.is_now()
+            && let Some(compiled) = self.compiled(sql).await
+        {
             return compiled.run(self, id, parameters);
         }
         let mut watch = self.watch(Kind::Query, id, sql);
-        match self.begin_query(&mut watch, sql, parameters).await {
+        match self.begin_query(&mut watch, sql, parameters, moment).await {
             Ok(rows) => Ok(watch.over(rows)),
             Err(error) => Err(watch.failed(error)),
         }
@@ -199,14 +223,15 @@ impl Session {
         watch: &mut Watch,
         sql: &str,
         parameters: Option<&RecordBatch>,
+        moment: &Moment,
     ) -> Result<SendableRecordBatchStream> {
         let planning = async {
             let generation = self.engine.compiled.generation();
-            let state = self.state().await?;
-            let Planned::Query(plan) = self.plan(&state, sql).await? else {
-                return Err(Error::invalid("the statement returns no rows: run it as an update"));
-            };
-            self.prepare_query(sql, plan.clone(), None, generation)?; // the next time it is ready
+            let state = self.state_at(moment).await?;
+            let plan = self.plan(&state, sql).await?.query()?;
+            if moment.is_now() {
+                self.prepare_query(sql, plan.clone(), None, generation)?; // the next time it is ready
+            }
             let light = is_light(&plan)?;
             Ok((state, bind::bind(plan, parameters)?, light))
         };
@@ -214,24 +239,7 @@ impl Session {
         if !light {
             watch.admitted().await?;
         }
-        let schema = result_schema(&bound)?;
-        if bound.executions() == 1 {
-            let plan = bound.plan(0)?;
-            let rows = watch.until_cancelled(run(&state, &plan)).await?;
-            return Ok(to_wire(rows, &schema));
-        }
-        let (each, shared) = (Arc::clone(&schema), Arc::new((state, bound)));
-        let rows = futures::stream::iter(0..shared.1.executions())
-            .then(move |execution| {
-                let (each, shared) = (Arc::clone(&each), Arc::clone(&shared));
-                async move {
-                    let (state, bound) = shared.as_ref();
-                    let rows = run(state, &bound.plan(execution)?).await?;
-                    Ok::<_, DataFusionError>(to_wire(rows, &each))
-                }
-            })
-            .try_flatten();
-        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
+        watch.until_cancelled(run_query(state, bound, moment.part)).await
     }
 
     /// Runs a statement that is not a query, once for each row of `parameters`. Returns the rows it changed, 0 for
@@ -263,11 +271,13 @@ impl Session {
             watch.admitted().await?;
         }
         watch.runs();
-        let rows_only = matches!(
+        let changes_no_definition = matches!(
             planned,
-            Planned::Query(_) | Planned::KillQuery(_) | Planned::Update(LogicalPlan::Dml(_))
+            Planned::Query(_)
+                | Planned::KillQuery(_)
+                | Planned::Update(LogicalPlan::Dml(_) | LogicalPlan::Statement(_))
         );
-        let _forget = (!rows_only).then(|| ForgetAtEnd(&self.engine.compiled));
+        let _forget = (!changes_no_definition).then(|| ForgetAtEnd(&self.engine.compiled));
         watch.until_cancelled(self.run_planned(&state, planned, parameters)).await
     }
 
@@ -324,8 +334,9 @@ impl Session {
     async fn run_update(&self, state: &SessionState, plan: LogicalPlan) -> Result<u64> {
         match plan {
             LogicalPlan::Dml(dml) if matches!(dml.op, WriteOp::Insert(_)) => {
-                let derived = dml.table_name.table().contains('$'); // no table may be called so: see `check_creatable`
-                if derived || dml.table_name.schema().is_some_and(|s| RESERVED_SCHEMAS.contains(&s)) {
+                let name = referenced(&dml.table_name, default_schema(state))?;
+                // No table may be called so: see `check_creatable`.
+                if name.name.contains('$') || RESERVED_SCHEMAS.contains(&name.schema.as_str()) {
                     return Err(Error::invalid(format!("'{}' is read-only", dml.table_name)));
                 }
                 let plan = insert::nulls_reach_ingest(LogicalPlan::Dml(dml))?;
@@ -353,7 +364,7 @@ impl Session {
         Ok(state)
     }
 
-    async fn plan(&self, state: &SessionState, sql: &str) -> Result<Planned> {
+    pub(super) async fn plan(&self, state: &SessionState, sql: &str) -> Result<Planned> {
         match statement::parse(sql)? {
             Statement::DataFusion(mut statement) => {
                 let temporary = statement::take_temporary(&mut statement);
@@ -365,7 +376,22 @@ impl Session {
             }
             Statement::CreateFeatureGroup(create) => Ok(Planned::CreateFeatureGroup(create)),
             Statement::DropFeatureGroup { name, if_exists } => {
-                Ok(Planned::DropFeatureGroup { name: table_name(&name)?, if_exists })
+                Ok(Planned::DropFeatureGroup { name: table_name(&name, default_schema(state))?, if_exists })
+            }
+            Statement::Use(name) => {
+                let schema = table_name(&name, CATALOG)?; // one word is a schema, or the catalog itself
+                if schema.schema != CATALOG {
+                    return Err(Error::not_found(format!(
+                        "catalog '{}' does not exist: there is one, '{CATALOG}'",
+                        schema.schema
+                    )));
+                }
+                let setting = match schema.name == CATALOG {
+                    true => Setting::Catalog,
+                    false => Setting::Schema,
+                };
+                let set = SetVariable { variable: setting.key().to_owned(), value: schema.name };
+                Ok(Planned::Update(LogicalPlan::Statement(LogicalStatement::SetVariable(set))))
             }
             Statement::KillQuery(id) => Ok(Planned::KillQuery(id)),
             Statement::ShowFeatureGroups => {
@@ -374,19 +400,19 @@ impl Session {
                 };
                 Ok(Planned::Query(state.statement_to_plan(*statement).await?))
             }
-            Statement::Describe(name) => Ok(Planned::Query(self.describe(state, &name).await?)),
+            Statement::Describe(name) => Ok(Planned::Query(self.describe_table(state, &name).await?)),
         }
     }
 
-    async fn describe(&self, state: &SessionState, name: &ObjectName) -> Result<LogicalPlan> {
-        let name = table_name(name)?;
+    async fn describe_table(&self, state: &SessionState, name: &ObjectName) -> Result<LogicalPlan> {
+        let name = table_name(name, default_schema(state))?;
         let reference = TableReference::full(CATALOG, name.schema.as_str(), name.name.as_str());
         let table = match state.schema_for_ref(reference.clone()) {
             Ok(schema) => schema.table(&name.name).await?,
             Err(_) => None,
         };
         let table = table.ok_or_else(|| Error::not_found(format!("table '{name}' does not exist")))?;
-        let hidden = name.schema == DEFAULT_SCHEMA && self.catalog.temp.get(&name.name).is_some();
+        let hidden = self.catalog.holds_temp(&name.schema) && self.catalog.temp.get(&name.name).is_some();
         let group = self.feature_group(&name).await?.filter(|_| !hidden);
         let batch = system::describe(table.schema().fields(), group.as_deref())?;
         let rows = MemTable::try_new(batch.schema(), vec![vec![batch]])?;
@@ -405,7 +431,80 @@ impl Session {
 /// Optimizes, plans and starts a plan; partitions come as one stream.
 pub(super) async fn run(state: &SessionState, plan: &LogicalPlan) -> Result<SendableRecordBatchStream> {
     let physical = state.create_physical_plan(plan).await?;
-    Ok(execute_stream(physical, state.task_ctx())?)
+    Ok(execute_stream(physical, task_context(state))?)
+}
+
+fn options(state: &SessionState) -> Option<&SessionOptions> {
+    state.config_options().extensions.get::<SessionOptions>()
+}
+
+/// Where a plan of this state runs, within the memory that the session allows each of its statements.
+fn task_context(state: &SessionState) -> Arc<TaskContext> {
+    match options(state).map_or(0, |options| options.memory_limit) {
+        0 => state.task_ctx(),
+        bytes_max => {
+            let shared = Arc::clone(&state.runtime_env().memory_pool);
+            let memory_pool = Arc::new(BoundedPool::new(shared, bytes_max));
+            let runtime = RuntimeEnv { memory_pool, ..state.runtime_env().as_ref().clone() };
+            Arc::new(TaskContext::from(state).with_runtime(Arc::new(runtime)))
+        }
+    }
+}
+
+/// Ends with an error, and never short, where there are more rows than the session wants; 0 is no limit.
+fn at_most(rows_max: usize, batches: SendableRecordBatchStream) -> SendableRecordBatchStream {
+    if rows_max == 0 {
+        return batches;
+    }
+    let (schema, mut rows) = (batches.schema(), 0);
+    let batches = batches.map(move |batch| {
+        let batch = batch?;
+        rows += batch.num_rows();
+        match rows > rows_max {
+            true => Err(Error::exhausted(format!(
+                "the result has more than {rows_max} rows, the rows_max of this session: LIMIT it, or SET rows_max"
+            ))
+            .into()),
+            false => Ok(batch),
+        }
+    });
+    Box::pin(RecordBatchStreamAdapter::new(schema, batches))
+}
+
+/// Runs a bound query, or one part of it.
+async fn run_query(
+    state: SessionState,
+    bound: bind::Bound,
+    part: Option<Part>,
+) -> Result<SendableRecordBatchStream> {
+    let rows_max = options(&state).map_or(0, |options| options.rows_max);
+    let schema = result_schema(&bound)?;
+    if let Some(part) = part {
+        let physical = state.create_physical_plan(&bound.plan(0)?).await?;
+        let rows = parts::run_part(physical, part, task_context(&state))?;
+        return Ok(at_most(rows_max, to_wire(rows, &schema)));
+    }
+    if bound.executions() == 1 {
+        let rows = run(&state, &bound.plan(0)?).await?;
+        return Ok(at_most(rows_max, to_wire(rows, &schema)));
+    }
+    let (each, shared) = (Arc::clone(&schema), Arc::new((state, bound)));
+    let rows = futures::stream::iter(0..shared.1.executions())
+        .then(move |execution| {
+            let (each, shared) = (Arc::clone(&each), Arc::clone(&shared));
+            async move {
+                let (state, bound) = shared.as_ref();
+                let rows = run(state, &bound.plan(execution)?).await?;
+                Ok::<_, DataFusionError>(to_wire(rows, &each))
+            }
+        })
+        .try_flatten();
+    Ok(at_most(rows_max, Box::pin(RecordBatchStreamAdapter::new(schema, rows))))
+}
+
+/// The schema of names that give none.
+pub(super) fn default_schema(state: &SessionState) -> &str {
+    &state.config_options().catalog.default_schema
 }
 
 /// The one schema of the executions of a query.
@@ -434,22 +533,22 @@ fn is_update(plan: &LogicalPlan) -> bool {
     )
 }
 
-/// A name as written, in the one catalog; the default schema where none is given.
-pub(super) fn table_name(name: &ObjectName) -> Result<TableName> {
+/// A name as written, in the one catalog; in `default_schema` where none is given.
+pub(super) fn table_name(name: &ObjectName, default_schema: &str) -> Result<TableName> {
     let parts: Option<Vec<String>> = name.0.iter().map(|part| part.as_ident().map(normalized)).collect();
     match parts.as_deref() {
-        Some([table]) => Ok(TableName::new(DEFAULT_SCHEMA, table)),
+        Some([table]) => Ok(TableName::new(default_schema, table)),
         Some([schema, table]) => Ok(TableName::new(schema, table)),
         Some([catalog, schema, table]) if catalog == CATALOG => Ok(TableName::new(schema, table)),
         _ => Err(Error::invalid(format!("'{name}' is not the name of a table: write table or schema.table"))),
     }
 }
 
-/// A planned reference, in the one catalog.
-pub(super) fn referenced(reference: &TableReference) -> Result<TableName> {
+/// A planned reference, in the one catalog; in `default_schema` where it names none.
+pub(super) fn referenced(reference: &TableReference, default_schema: &str) -> Result<TableName> {
     match reference.catalog() {
         None | Some(CATALOG) => {
-            Ok(TableName::new(reference.schema().unwrap_or(DEFAULT_SCHEMA), reference.table()))
+            Ok(TableName::new(reference.schema().unwrap_or(default_schema), reference.table()))
         }
         Some(other) => {
             Err(Error::not_found(format!("catalog '{other}' does not exist: there is one, '{CATALOG}'")))

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! CREATE FEATURE GROUP [IF NOT EXISTS] name (column …, ENTITY KEY (…), EVENT TIME (…)) [COMMENT '…'] [WITH (…)]
-//! DROP FEATURE GROUP [IF EXISTS] name      SHOW FEATURE GROUPS      DESCRIBE name      KILL QUERY 'id'
+//! DROP FEATURE GROUP [IF EXISTS] name      SHOW FEATURE GROUPS      DESCRIBE name      USE [SCHEMA] name      KILL QUERY 'id'
 //! ```
 
 use datafusion::sql::parser::{DFParser, DFParserBuilder, Statement as DataFusionStatement};
-use datafusion::sql::sqlparser::ast::{ColumnDef, Ident, ObjectName, SqlOption, Statement as SqlStatement};
+use datafusion::sql::sqlparser::ast::{
+    ColumnDef, Ident, ObjectName, Set, SqlOption, Statement as SqlStatement,
+};
 use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect};
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
@@ -15,10 +17,14 @@ use uuid::Uuid;
 
 use super::asof;
 use super::latest;
+use super::settings::Setting;
 use super::time_travel;
 use crate::error::{Error, Result};
 
 static DIALECT: GenericDialect = GenericDialect {};
+
+/// What is parsed takes many times the memory of its text; and handles and tickets carry the text.
+pub(crate) const STATEMENT_BYTES_MAX: usize = 2 << 20;
 
 /// One parsed statement.
 #[derive(Debug)]
@@ -29,6 +35,7 @@ pub(super) enum Statement {
     ShowFeatureGroups,
     Describe(ObjectName),
     KillQuery(Uuid),
+    Use(ObjectName),
 }
 
 /// `CREATE FEATURE GROUP`, as written.
@@ -45,6 +52,13 @@ pub(super) struct CreateFeatureGroup {
 
 /// Parses exactly one statement; a trailing `;` is welcome.
 pub(super) fn parse(sql: &str) -> Result<Statement> {
+    if sql.len() > STATEMENT_BYTES_MAX {
+        return Err(Error::exhausted(format!(
+            "the statement takes {} bytes and may take {STATEMENT_BYTES_MAX}: bind its values as parameters, or ingest \
+             them as a temporary table",
+            sql.len()
+        )));
+    }
     let dialect: &dyn Dialect = &DIALECT;
     let mut tokens = Tokenizer::new(dialect, sql).tokenize_with_location().map_err(unreadable)?;
     number_placeholders(&mut tokens)?;
@@ -80,6 +94,12 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
             let name = parser.parse_object_name(false).map(Statement::Describe);
             finished(name, &mut parser)
         }
+        ["USE", ..] => {
+            words_of(&mut parser, 1);
+            let _ = parser.parse_keyword(Keyword::SCHEMA);
+            let name = parser.parse_object_name(false).map(Statement::Use);
+            finished(name, &mut parser)
+        }
         _ => datafusion_statement(parser),
     }
 }
@@ -89,10 +109,37 @@ fn datafusion_statement(parser: Parser<'static>) -> Result<Statement> {
     datafusion.parser = parser;
     let mut statement = datafusion.parse_statement()?;
     end_of_statement(&mut datafusion.parser)?;
+    name_setting(&mut statement);
     time_travel::rewrite_statement(&mut statement);
     asof::rewrite_statement(&mut statement);
     latest::rewrite_statement(&mut statement);
     Ok(Statement::DataFusion(Box::new(statement)))
+}
+
+/// Settings go by shorter names too: `SHOW schema`, `SET TIME ZONE 'UTC'`.
+fn name_setting(statement: &mut DataFusionStatement) {
+    let DataFusionStatement::Statement(statement) = statement else { return };
+    match statement.as_mut() {
+        SqlStatement::ShowVariable { variable } => {
+            let verbose = variable.pop_if(|word| word.value.eq_ignore_ascii_case("verbose"));
+            let name = variable.iter().map(|word| word.value.as_str()).collect::<Vec<_>>().join(".");
+            if let Some(setting) = Setting::find(&name) {
+                *variable = setting.shown_as().split('.').map(Ident::new).collect();
+            }
+            variable.extend(verbose);
+        }
+        SqlStatement::Set(set) => {
+            if let Set::SetTimeZone { local: false, value } = set {
+                *set = Set::SingleAssignment {
+                    scope: None,
+                    hivevar: false,
+                    variable: vec![Ident::new(Setting::TimeZone.key())].into(),
+                    values: vec![value.clone()],
+                };
+            }
+        }
+        _ => {}
+    }
 }
 
 fn finished(statement: Result<Statement, ParserError>, parser: &mut Parser<'_>) -> Result<Statement> {

@@ -34,6 +34,7 @@ use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
 use super::feature_group_table::FeatureGroupTable;
 use super::insert::PlainTable;
+use super::moment::statement_time_us;
 use super::walk::walk;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
@@ -139,6 +140,17 @@ pub(super) fn install(mut builder: SessionStateBuilder, clock: Arc<dyn Clock>) -
     builder
 }
 
+/// The stored rows behind a table or a feature group, if that is what it is.
+pub(super) fn stored_rows(table: &Arc<dyn TableProvider>) -> Option<IcebergTable> {
+    let any = table.as_any();
+    let rows = match (any.downcast_ref::<PlainTable>(), any.downcast_ref::<FeatureGroupTable>()) {
+        (Some(plain), _) => &plain.rows,
+        (None, Some(group)) => &group.history,
+        (None, None) => table,
+    };
+    rows.as_any().downcast_ref::<IcebergTable>().cloned()
+}
+
 #[derive(Debug)]
 struct TimeTravelPlanner {
     clock: Arc<dyn Clock>,
@@ -176,19 +188,9 @@ impl TimeTravelPlanner {
         version: TableVersion,
         context: &mut dyn RelationPlannerContext,
     ) -> Result<(Arc<dyn TableProvider>, String)> {
-        let stored = |provider: &Arc<dyn TableProvider>| {
-            provider.as_any().downcast_ref::<IcebergTable>().cloned().ok_or_else(|| {
-                Error::invalid(format!(
-                    "'{name}' has no versions: only stored tables and feature groups have"
-                ))
-            })
-        };
-        let any = current.as_any();
-        let rows = match (any.downcast_ref::<PlainTable>(), any.downcast_ref::<FeatureGroupTable>()) {
-            (Some(plain), _) => stored(&plain.rows)?,
-            (None, Some(group)) => stored(&group.history)?,
-            (None, None) => stored(current)?,
-        };
+        let rows = stored_rows(current).ok_or_else(|| {
+            Error::invalid(format!("'{name}' has no versions: only stored tables and feature groups have"))
+        })?;
         let then = match version {
             TableVersion::VersionAsOf(expr) => {
                 match self.constant(
@@ -214,10 +216,11 @@ impl TimeTravelPlanner {
         };
         let rows = Arc::new(rows.of(then.clone()));
         let snapshot = then.snapshot().map_or_else(|| "empty".to_owned(), |s| s.snapshot_id().to_string());
-        let table: Arc<dyn TableProvider> = match (any.is::<FeatureGroupTable>(), object_of(then)?) {
-            (true, Object::FeatureGroup(group, _)) => Arc::new(FeatureGroupTable::new(group, rows)),
-            _ => rows,
-        };
+        let table: Arc<dyn TableProvider> =
+            match (current.as_any().is::<FeatureGroupTable>(), object_of(then)?) {
+                (true, Object::FeatureGroup(group, _)) => Arc::new(FeatureGroupTable::new(group, rows)),
+                _ => rows,
+            };
         Ok((table, snapshot))
     }
 
@@ -233,7 +236,8 @@ impl TimeTravelPlanner {
         let wrong = || Error::invalid(format!("{usage} that is known before the query runs, not {shown}"));
         let schema = Arc::new(DFSchema::empty());
         let expr = context.sql_to_expr(expr, &schema).map_err(|e| wrong().with_source(e))?;
-        let now = DateTime::from_timestamp_micros(self.clock.now_us());
+        let now_us = statement_time_us(context.context_provider().options());
+        let now = DateTime::from_timestamp_micros(now_us.unwrap_or_else(|| self.clock.now_us()));
         let simplify = SimplifyContext::default().with_query_execution_start_time(now);
         let simplifier = ExprSimplifier::new(simplify);
         let expr = simplifier.coerce(expr, &schema).map_err(|e| wrong().with_source(e))?;

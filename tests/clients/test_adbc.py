@@ -164,3 +164,96 @@ def test_temporary_tables_are_seen_by_their_connection_alone(server, connection)
     assert rows(connection, "SELECT * FROM mine") == [(7,)]
     with server.connect() as other, pytest.raises(Exception, match="mine"):
         rows(other, "SELECT * FROM mine")
+
+
+def test_the_current_catalog_and_schema_are_told_and_set(server, connection):
+    run(connection, "CREATE SCHEMA adbc_shop", "CREATE TABLE adbc_shop.sold AS SELECT 7 AS n")
+    assert (connection.adbc_current_catalog, connection.adbc_current_db_schema) == ("fletching", "public")
+    connection.adbc_current_db_schema = "adbc_shop"
+    assert connection.adbc_current_db_schema == "adbc_shop"
+    assert rows(connection, "SELECT n FROM sold") == [(7,)]
+    with connection.cursor() as cursor:
+        cursor.adbc_ingest("ingested", pa.table({"n": [1, 2]}), mode="create")
+    assert rows(connection, "SELECT count(*) FROM adbc_shop.ingested") == [(2,)]
+    connection.adbc_current_catalog = "fletching"
+    with pytest.raises(Exception, match="invalid value"):
+        connection.adbc_current_catalog = "elsewhere"
+    with pytest.raises(Exception, match="invalid value"):
+        connection.adbc_current_db_schema = "nowhere"
+    assert connection.adbc_current_db_schema == "adbc_shop"
+    with server.connect() as other:
+        assert other.adbc_current_db_schema == "public"
+
+
+def test_session_options_are_settings(connection):
+    prefix = "adbc.flight.sql.session.option."
+    database = connection.adbc_connection
+    database.set_options(**{prefix + "time_zone": "+02:00", prefix + "batch_size": "100"})
+    assert database.get_option(prefix + "time_zone") == "+02:00"
+    assert database.get_option_int(prefix + "batch_size") == 100
+    assert rows(connection, "SHOW time_zone") == [("datafusion.execution.time_zone", "+02:00")]
+    run(connection, "SET time_zone = 'Europe/Berlin'")
+    assert database.get_option(prefix + "time_zone") == "Europe/Berlin"
+    with pytest.raises(Exception, match="invalid name"):
+        database.set_options(**{prefix + "nonsense": "1"})
+
+
+def test_a_session_is_found_again_by_its_cookie(server):
+    keeps_cookies = {"adbc.flight.sql.rpc.with_cookie_middleware": "true"}
+    with server.connect(db_kwargs=keeps_cookies) as connection:
+        run(connection, "CREATE SCHEMA adbc_cookie")
+        connection.adbc_current_db_schema = "adbc_cookie"
+        run(connection, "CREATE TEMP TABLE mine AS SELECT 3 AS n")
+        assert rows(connection, "SELECT n FROM mine") == [(3,)]
+        assert connection.adbc_current_db_schema == "adbc_cookie"
+
+
+def test_a_result_in_several_endpoints_is_whole(connection):
+    run(
+        connection,
+        "CREATE TABLE split (n BIGINT)",
+        *(f"INSERT INTO split SELECT value FROM generate_series({i * 1000}, {i * 1000 + 999})" for i in range(4)),
+        "SET endpoints = 4",
+    )
+    with connection.cursor() as cursor:
+        partitions, schema = cursor.adbc_execute_partitions("SELECT n FROM split WHERE n >= 0")
+        assert len(partitions) == 4 and schema.names == ["n"]
+        counts = []
+        for partition in partitions:
+            cursor.adbc_read_partition(partition)
+            counts.append(cursor.fetch_arrow_table().num_rows)
+        assert counts == [1000] * 4
+        cursor.execute("SELECT n FROM split")
+        assert sorted(cursor.fetch_arrow_table()["n"].to_pylist()) == list(range(4000))
+        partitions, _ = cursor.adbc_execute_partitions("SELECT n FROM split ORDER BY n")
+        assert len(partitions) == 1
+
+
+@pytest.mark.parametrize("schema", [None, "public", "ingest_shop"])
+@pytest.mark.parametrize("temporary", [False, True])
+def test_ingest_modes_by_schema_and_kind(connection, schema, temporary):
+    run(connection, "CREATE SCHEMA IF NOT EXISTS ingest_shop")
+    name, table = f"kind_{schema}_{temporary}".lower(), pa.table({"n": [1, 2]})
+    options = {"catalog_name": "fletching", "db_schema_name": schema, "temporary": temporary}
+    with connection.cursor() as cursor:
+        if temporary and schema == "ingest_shop":
+            with pytest.raises(Exception, match="give its name alone"):
+                cursor.adbc_ingest(name, table, mode="create", **options)
+            return
+        for mode, expected in [
+            ("append", None),
+            ("create", 2),
+            ("create", None),
+            ("append", 4),
+            ("create_append", 6),
+            ("replace", 2),
+        ]:
+            if expected is None:
+                with pytest.raises(Exception, match=name):
+                    cursor.adbc_ingest(name, table, mode=mode, **options)
+            else:
+                assert cursor.adbc_ingest(name, table, mode=mode, **options) == 2, mode
+                counted = f"SELECT count(*) FROM {schema or 'public'}.{name}"
+                assert rows(connection, counted) == [(expected,)], mode
+        with pytest.raises(Exception, match="elsewhere"):
+            cursor.adbc_ingest(name, table, mode="append", **{**options, "catalog_name": "elsewhere"})

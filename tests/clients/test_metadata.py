@@ -80,3 +80,23 @@ def test_feature_groups_describe_themselves_in_sql(connection):
         columns = [name for (name,) in cursor.fetchall()]
     assert len(groups) == 1 and "for tools" in groups[0].values()
     assert set(columns) >= {"id", "at", "v"}
+
+
+def test_patterns_may_escape_their_wildcards(connection):
+    run(connection, "CREATE TABLE meta_1 (n BIGINT)", "CREATE TABLE metax1 (n BIGINT)")
+    for pattern, expected in [
+        ("meta_1", {"meta_1", "metax1"}),
+        ("meta\\_1", {"meta_1"}),
+        ("META%", set()),
+    ]:
+        tables = found(connection, depth="tables", table_name_filter=pattern)["fletching"].get("public", {})
+        assert set(tables) == expected, pattern
+
+
+def test_columns_carry_type_names_remarks_and_nullability(connection):
+    with connection.cursor():
+        listing = connection.adbc_get_objects(depth="columns", table_name_filter="meta_group").read_all().to_pylist()
+    (table,) = [t for s in listing[0]["catalog_db_schemas"] for t in s["db_schema_tables"] or []]
+    columns = {column["column_name"]: column for column in table["table_columns"]}
+    assert [columns[name]["xdbc_type_name"] for name in ("id", "at", "v")] == ["BIGINT", "TIMESTAMP", "DOUBLE"]
+    assert [columns[name]["ordinal_position"] for name in ("id", "at", "v")] == [1, 2, 3]

@@ -29,21 +29,21 @@ use tonic::{Code, Status};
 
 use crate::support::{START_US, connect, start_server};
 
-type Client = FlightSqlServiceClient<Channel>;
+pub(crate) type Client = FlightSqlServiceClient<Channel>;
 
 /// A server on a data directory that goes with it.
-struct House {
-    server: Server,
-    clock: Arc<ManualClock>,
+pub(crate) struct House {
+    pub(crate) server: Server,
+    pub(crate) clock: Arc<ManualClock>,
     _data: TempDir,
 }
 
 impl House {
-    async fn open() -> Self {
+    pub(crate) async fn open() -> Self {
         Self::with(|_| {}).await
     }
 
-    async fn with(change: impl FnOnce(&mut Settings)) -> Self {
+    pub(crate) async fn with(change: impl FnOnce(&mut Settings)) -> Self {
         let data = tempfile::tempdir().unwrap();
         let clock = Arc::new(ManualClock::new(START_US));
         let mut settings = Settings::for_data_dir(data.path()).unwrap();
@@ -52,17 +52,17 @@ impl House {
         Self { server, clock, _data: data }
     }
 
-    async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         connect(&self.server).await
     }
 
     /// A client below Flight SQL.
-    async fn raw(&self) -> FlightServiceClient<Channel> {
+    pub(crate) async fn raw(&self) -> FlightServiceClient<Channel> {
         self.client().await.into_inner()
     }
 }
 
-async fn fetch(client: &mut Client, info: FlightInfo) -> Result<Vec<RecordBatch>, FlightError> {
+pub(crate) async fn fetch(client: &mut Client, info: FlightInfo) -> Result<Vec<RecordBatch>, FlightError> {
     assert_eq!(info.endpoint.len(), 1, "always exactly one endpoint");
     assert!(info.endpoint[0].location.is_empty(), "fetch it where you asked for it");
     let ticket = info.endpoint[0].ticket.clone().unwrap();
@@ -76,19 +76,19 @@ async fn fetch(client: &mut Client, info: FlightInfo) -> Result<Vec<RecordBatch>
     Ok(batches)
 }
 
-async fn query(client: &mut Client, sql: &str) -> Result<Vec<RecordBatch>, FlightError> {
+pub(crate) async fn query(client: &mut Client, sql: &str) -> Result<Vec<RecordBatch>, FlightError> {
     let info = client.execute(sql.to_owned(), None).await?;
     fetch(client, info).await
 }
 
 /// The first column of a result of BIGINTs.
-async fn numbers(client: &mut Client, sql: &str) -> Vec<i64> {
+pub(crate) async fn numbers(client: &mut Client, sql: &str) -> Vec<i64> {
     let batches = query(client, sql).await.unwrap();
     batches.iter().flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec()).collect()
 }
 
 /// A column of text.
-fn texts(batches: &[RecordBatch], column: &str) -> Vec<String> {
+pub(crate) fn texts(batches: &[RecordBatch], column: &str) -> Vec<String> {
     let column = |batch: &RecordBatch| batch.column_by_name(column).unwrap().clone();
     batches
         .iter()
@@ -98,22 +98,22 @@ fn texts(batches: &[RecordBatch], column: &str) -> Vec<String> {
         .collect()
 }
 
-fn status(error: FlightError) -> Status {
+pub(crate) fn status(error: FlightError) -> Status {
     match error {
         FlightError::Tonic(status) => *status,
         other => panic!("not a status: {other}"),
     }
 }
 
-fn batch(columns: Vec<(&str, ArrayRef)>) -> RecordBatch {
+pub(crate) fn batch(columns: Vec<(&str, ArrayRef)>) -> RecordBatch {
     RecordBatch::try_from_iter(columns).unwrap()
 }
 
-fn ids(values: impl IntoIterator<Item = i64>) -> ArrayRef {
+pub(crate) fn ids(values: impl IntoIterator<Item = i64>) -> ArrayRef {
     Arc::new(Int64Array::from_iter_values(values))
 }
 
-async fn update(client: &mut Client, sql: &str) -> i64 {
+pub(crate) async fn update(client: &mut Client, sql: &str) -> i64 {
     client.execute_update(sql.to_owned(), None).await.unwrap()
 }
 
@@ -187,7 +187,11 @@ async fn prepared_statements_carry_their_parameters() {
     }
 }
 
-fn ingest(table: &str, exists: TableExistsOption, not_exists: TableNotExistOption) -> CommandStatementIngest {
+pub(crate) fn ingest(
+    table: &str,
+    exists: TableExistsOption,
+    not_exists: TableNotExistOption,
+) -> CommandStatementIngest {
     CommandStatementIngest {
         table_definition_options: Some(TableDefinitionOptions {
             if_not_exist: not_exists as i32,
@@ -202,7 +206,11 @@ fn ingest(table: &str, exists: TableExistsOption, not_exists: TableNotExistOptio
     }
 }
 
-async fn put(client: &mut Client, command: CommandStatementIngest, rows: i64) -> Result<i64, FlightError> {
+pub(crate) async fn put(
+    client: &mut Client,
+    command: CommandStatementIngest,
+    rows: i64,
+) -> Result<i64, FlightError> {
     let batches = [Ok(batch(vec![("x", ids(0..rows))])), Ok(batch(vec![("x", ids(0..rows))]))];
     client.execute_ingest(command, futures::stream::iter(batches)).await
 }

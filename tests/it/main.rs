@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)] // a panic is how a test fails
 
 mod flight;
+mod hostile;
 mod observe;
 mod online;
+mod protocol;
 mod security;
 mod serving;
 mod shell;

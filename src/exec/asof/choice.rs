@@ -13,6 +13,7 @@ use super::history::{HistoryColumn, KeyKind, KnownBy, LabelExprs, Origin, Output
 use super::node::AsofJoin;
 use super::planner::absent_value;
 use super::spec::{AsofSpec, KnownAt};
+use crate::exec::options::{SessionOptions, Strategy};
 use crate::model::{INGESTED_AT, SEQUENCE};
 use crate::offline::{History, HistoryFile, IcebergTable};
 
@@ -47,12 +48,12 @@ macro_rules! or_partitioned {
 }
 
 pub(super) async fn choose(node: &AsofJoin, left: &Side<'_>, state: &SessionState) -> Result<Choice> {
-    let forced = state.config().options().extensions.get::<super::AsofOptions>().map(|o| o.asof_strategy);
-    if forced == Some(super::Strategy::PartitionedMerge) {
+    let forced = state.config().options().extensions.get::<SessionOptions>().map(|o| o.asof_strategy);
+    if forced == Some(Strategy::PartitionedMerge) {
         return Ok(Choice::Partitioned("as fletching.asof_strategy says"));
     }
     let choice = against_files(node, left).await?;
-    if let (Choice::Partitioned(reason), Some(super::Strategy::Files)) = (&choice, forced) {
+    if let (Choice::Partitioned(reason), Some(Strategy::Files)) = (&choice, forced) {
         return Err(crate::error::Error::unsupported(format!(
             "fletching.asof_strategy is files, but {reason}: SET it to 'auto'"
         ))

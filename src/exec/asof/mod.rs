@@ -7,7 +7,6 @@ mod history;
 pub(crate) mod kernels;
 mod merge;
 mod node;
-mod options;
 mod ordinal;
 mod planner;
 mod spec;
@@ -15,8 +14,6 @@ mod stream;
 
 pub(crate) use choice::as_column;
 pub(crate) use node::AsofJoin;
-pub(crate) use options::AsofOptions;
-use options::Strategy;
 pub(crate) use ordinal::{is_instant, is_ordinal};
 pub(crate) use planner::AsofExtensionPlanner;
 pub(crate) use spec::{AsofSpec, KnownAt, MatchOp, Reach};

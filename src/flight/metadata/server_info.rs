@@ -1,4 +1,5 @@
-//! `GetSqlInfo`: what this server is and can do.
+//! `GetSqlInfo`: what this server is and can do. Two of the ids have no answer: the versions of Substrait, which are null
+//! where it is not supported.
 //!
 //! Clients cast the values hard: flags and enumerations sit in the int32 arm of the union, lengths and counts in the
 //! bigint arm. The JDBC driver takes the level of outer joins for a bitmask, and the default isolation level for a
@@ -19,6 +20,7 @@ use arrow_flight::sql::{
 
 use crate::error::{Error, Result};
 use crate::flight::status::from_decoder;
+use crate::sql::STATEMENT_BYTES_MAX;
 
 static SQL_INFO: LazyLock<Result<SqlInfoData, FlightError>> = LazyLock::new(|| {
     let mut infos = SqlInfoDataBuilder::new();
@@ -60,39 +62,74 @@ fn words(infos: &mut SqlInfoDataBuilder) {
     infos.append(SqlInfo::SqlSchemaTerm, "schema");
     infos.append(SqlInfo::SqlProcedureTerm, "procedure");
     infos.append(SqlInfo::SqlCatalogTerm, "catalog");
-    infos.append(
-        SqlInfo::SqlKeywords,
-        &["ASOF", "ENTITY", "EVENT", "FEATURE", "GROUP", "LATEST", "MATCH_CONDITION", "TTL"][..],
-    );
-    infos.append(
-        SqlInfo::SqlNumericFunctions,
-        &[
-            "ABS", "CEIL", "EXP", "FLOOR", "LN", "LOG", "LOG10", "PI", "POWER", "ROUND", "SIGN", "SQRT",
-            "TRUNC",
-        ][..],
-    );
-    infos.append(
-        SqlInfo::SqlStringFunctions,
-        &[
-            "CHAR_LENGTH",
-            "CONCAT",
-            "LEFT",
-            "LOWER",
-            "LTRIM",
-            "REPLACE",
-            "RIGHT",
-            "RTRIM",
-            "SUBSTR",
-            "TRIM",
-            "UPPER",
-        ][..],
-    );
-    infos.append(SqlInfo::SqlSystemFunctions, &["COALESCE", "NULLIF", "VERSION"][..]);
-    infos.append(
-        SqlInfo::SqlDatetimeFunctions,
-        &["CURRENT_DATE", "CURRENT_TIME", "DATE_BIN", "DATE_PART", "DATE_TRUNC", "NOW", "TO_TIMESTAMP"][..],
-    );
+    let lists = [
+        (SqlInfo::SqlKeywords, &KEYWORDS[..]),
+        (SqlInfo::SqlNumericFunctions, &NUMERIC_FUNCTIONS[..]),
+        (SqlInfo::SqlStringFunctions, &STRING_FUNCTIONS[..]),
+        (SqlInfo::SqlSystemFunctions, &SYSTEM_FUNCTIONS[..]),
+        (SqlInfo::SqlDatetimeFunctions, &DATETIME_FUNCTIONS[..]),
+    ];
+    for (id, words) in lists {
+        infos.append(id, words);
+    }
 }
+
+/// Words with a meaning beside those of SQL:2003.
+const KEYWORDS: [&str; 12] = [
+    "ASOF",
+    "ENTITY",
+    "EVENT",
+    "EXPLAIN",
+    "FEATURE",
+    "LATEST",
+    "LIMIT",
+    "MATCH_CONDITION",
+    "OFFSET",
+    "QUALIFY",
+    "SHOW",
+    "USE",
+];
+
+const NUMERIC_FUNCTIONS: [&str; 24] = [
+    "ABS", "ACOS", "ASIN", "ATAN", "ATAN2", "CEIL", "COS", "COT", "DEGREES", "EXP", "FLOOR", "LN", "LOG",
+    "LOG10", "PI", "POWER", "RADIANS", "RANDOM", "ROUND", "SIGNUM", "SIN", "SQRT", "TAN", "TRUNC",
+];
+
+const STRING_FUNCTIONS: [&str; 20] = [
+    "ASCII",
+    "CHARACTER_LENGTH",
+    "CHAR_LENGTH",
+    "CHR",
+    "CONCAT",
+    "LEFT",
+    "LENGTH",
+    "LOWER",
+    "LPAD",
+    "LTRIM",
+    "OCTET_LENGTH",
+    "POSITION",
+    "REPEAT",
+    "REPLACE",
+    "REVERSE",
+    "RIGHT",
+    "RPAD",
+    "RTRIM",
+    "SUBSTRING",
+    "UPPER",
+];
+
+const SYSTEM_FUNCTIONS: [&str; 4] = ["COALESCE", "NULLIF", "NVL", "VERSION"];
+
+const DATETIME_FUNCTIONS: [&str; 8] = [
+    "CURRENT_DATE",
+    "CURRENT_TIME",
+    "DATE_BIN",
+    "DATE_PART",
+    "DATE_TRUNC",
+    "FROM_UNIXTIME",
+    "NOW",
+    "TO_TIMESTAMP",
+];
 
 fn abilities(infos: &mut SqlInfoDataBuilder) {
     let yes = [
@@ -107,11 +144,11 @@ fn abilities(infos: &mut SqlInfoDataBuilder) {
         SqlInfo::SqlCatalogAtStart,
         SqlInfo::SqlCorrelatedSubqueriesSupported,
         SqlInfo::SqlBatchUpdatesSupported,
+        SqlInfo::SqlDdlSchema,
         SqlInfo::SqlDdlTable,
     ];
     let no = [
         SqlInfo::SqlDdlCatalog,
-        SqlInfo::SqlDdlSchema,
         SqlInfo::SqlSupportsDifferentTableCorrelationNames,
         SqlInfo::SqlSupportsIntegrityEnhancementFacility,
         SqlInfo::SqlSelectForUpdateSupported,
@@ -209,6 +246,7 @@ fn results(infos: &mut SqlInfoDataBuilder) {
             SqlInfo::SqlSupportedConcurrenciesForResultSetForwardOnly,
             bits(&[SqlSupportedResultSetConcurrency::SqlResultSetConcurrencyReadOnly as i32]),
         ),
+        (SqlInfo::SqlSupportedConcurrenciesForResultSetUnspecified, 0),
         (SqlInfo::SqlSupportedConcurrenciesForResultSetScrollSensitive, 0),
         (SqlInfo::SqlSupportedConcurrenciesForResultSetScrollInsensitive, 0),
     ];
@@ -239,7 +277,6 @@ fn limits(infos: &mut SqlInfoDataBuilder) {
         SqlInfo::SqlMaxProcedureNameLength,
         SqlInfo::SqlMaxCatalogNameLength,
         SqlInfo::SqlMaxRowSize,
-        SqlInfo::SqlMaxStatementLength,
         SqlInfo::SqlMaxStatements,
         SqlInfo::SqlMaxTableNameLength,
         SqlInfo::SqlMaxTablesInSelect,
@@ -247,22 +284,67 @@ fn limits(infos: &mut SqlInfoDataBuilder) {
     ] {
         infos.append(id, 0_i64);
     }
+    infos.append(SqlInfo::SqlMaxStatementLength, i64::try_from(STATEMENT_BYTES_MAX).unwrap_or(i64::MAX));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    use arrow::array::{Array, AsArray};
+    use arrow::array::AsArray;
     use arrow::datatypes::{Int32Type, UInt32Type};
 
+    /// The arm of the union in which clients look for an id: text 0, flag 1, bigint 2, int32 3, list 4, map 5.
+    fn arm(id: u32) -> i8 {
+        match id {
+            0..=2 | 504 | 513 | 514 | 529..=531 => 0,
+            8
+            | 100
+            | 101
+            | 503
+            | 505
+            | 507
+            | 522
+            | 525
+            | 526
+            | 528
+            | 533..=535
+            | 538
+            | 540
+            | 564
+            | 567..=571 => 3,
+            508..=512 => 4,
+            517 => 5,
+            541..=555 | 557..=562 => 2,
+            _ => 1,
+        }
+    }
+
     #[test]
-    fn no_ids_ask_for_everything() {
+    fn no_ids_ask_for_everything_and_everything_is_answered_in_its_arm() {
         let all = sql_info(CommandGetSqlInfo { info: vec![] }).unwrap();
-        let ids = all.column(0).as_primitive::<UInt32Type>();
-        assert!(ids.len() > 60 && ids.null_count() == 0, "{}", ids.len());
+        let ids = all.column(0).as_primitive::<UInt32Type>().values().to_vec();
+        let nothing_to_say = [
+            SqlInfo::FlightSqlServerSubstraitMinVersion as u32,
+            SqlInfo::FlightSqlServerSubstraitMaxVersion as u32,
+        ];
+        let known = (0..1000).filter(|id| SqlInfo::try_from(*id).is_ok()).map(|id| id as u32);
+        let expected: Vec<u32> = known.filter(|id| !nothing_to_say.contains(id)).collect();
+        assert_eq!(ids, expected);
+        let values = all.column(1).as_union();
+        for (row, id) in ids.iter().enumerate() {
+            assert_eq!(values.type_id(row), arm(*id), "{:?}", SqlInfo::try_from(*id as i32));
+        }
+    }
+
+    #[test]
+    fn ids_are_answered_once_in_their_order_and_unknown_ones_not_at_all() {
+        let info = vec![508, 0, 9_999, 0];
+        let some = sql_info(CommandGetSqlInfo { info }).unwrap();
+        let ids = some.column(0).as_primitive::<UInt32Type>();
+        assert_eq!(ids.values(), &[0, 508]);
         let unknown = sql_info(CommandGetSqlInfo { info: vec![9_999] }).unwrap();
-        assert_eq!(unknown.num_rows(), 0);
+        assert_eq!((unknown.num_rows(), unknown.schema()), (0, some.schema()));
     }
 
     #[test]

@@ -74,18 +74,28 @@ fn all() -> Vec<XdbcTypeInfo> {
     let text = XdbcTypeInfo { case_sensitive: true, ..quoted("VARCHAR", Xdbc::XdbcVarchar, "'") };
     vec![
         base("BOOLEAN", Xdbc::XdbcBit),
+        number("TINYINT", Xdbc::XdbcTinyint, 3, 10),
         number("SMALLINT", Xdbc::XdbcSmallint, 5, 10),
         number("INTEGER", Xdbc::XdbcInteger, 10, 10),
         number("BIGINT", Xdbc::XdbcBigint, 19, 10),
         number("REAL", Xdbc::XdbcReal, 24, 2),
+        number("FLOAT", Xdbc::XdbcFloat, 24, 2),
         number("DOUBLE", Xdbc::XdbcDouble, 53, 2),
+        XdbcTypeInfo { type_name: "NUMERIC".into(), data_type: Xdbc::XdbcNumeric, ..decimal.clone() },
         decimal,
+        XdbcTypeInfo { type_name: "CHAR".into(), data_type: Xdbc::XdbcChar, ..text.clone() },
         text,
-        quoted("VARBINARY", Xdbc::XdbcVarbinary, "X'"),
+        quoted("BYTEA", Xdbc::XdbcVarbinary, "X'"),
         // Date and year share the number 1.
         moment("DATE", Xdbc::XdbcDate, 10, Subcode::XdbcSubcodeYear),
         moment("TIME", Xdbc::XdbcTime, 15, Subcode::XdbcSubcodeTime),
         moment("TIMESTAMP", Xdbc::XdbcTimestamp, 26, Subcode::XdbcSubcodeTimestamp),
+        moment(
+            "TIMESTAMP WITH TIME ZONE",
+            Xdbc::XdbcTimestamp,
+            32,
+            Subcode::XdbcSubcodeTimestampWithTimezone,
+        ),
     ]
 }
 
@@ -99,7 +109,11 @@ mod tests {
             xdbc_type_info(CommandGetXdbcTypeInfo { data_type: None }).unwrap().num_rows(),
             all().len()
         );
-        let bigint = CommandGetXdbcTypeInfo { data_type: Some(Xdbc::XdbcBigint as i32) };
-        assert_eq!(xdbc_type_info(bigint).unwrap().num_rows(), 1);
+        let rows = |data_type: i32| {
+            xdbc_type_info(CommandGetXdbcTypeInfo { data_type: Some(data_type) }).unwrap().num_rows()
+        };
+        assert_eq!(rows(Xdbc::XdbcBigint as i32), 1);
+        assert_eq!(rows(Xdbc::XdbcTimestamp as i32), 2, "with and without time zone");
+        assert_eq!(rows(4711), 0);
     }
 }

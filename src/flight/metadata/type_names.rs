@@ -66,7 +66,7 @@ pub(super) fn type_name(data_type: &DataType) -> String {
         | DataType::Decimal256(precision, scale) => format!("DECIMAL({precision}, {scale})"),
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => "VARCHAR".into(),
         DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => {
-            "VARBINARY".into()
+            "BYTEA".into()
         }
         DataType::Date32 | DataType::Date64 => "DATE".into(),
         DataType::Time32(_) | DataType::Time64(_) => "TIME".into(),

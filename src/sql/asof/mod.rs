@@ -26,8 +26,9 @@ use std::sync::Arc;
 
 use datafusion::execution::session_state::SessionStateBuilder;
 
+use crate::exec::SessionOptions;
 pub(crate) use crate::exec::asof::AsofExtensionPlanner;
-use crate::exec::asof::{AsofJoin, AsofOptions};
+use crate::exec::asof::AsofJoin;
 pub(crate) use statement::rewrite_statement;
 pub(crate) use tokens::rewrite_tokens;
 
@@ -38,7 +39,9 @@ pub(crate) fn install(mut builder: SessionStateBuilder) -> SessionStateBuilder {
     // other side: DataFusion keeps its own joins from that, and no one else's.
     let config = builder.config().get_or_insert_default();
     config.options_mut().optimizer.subset_repartition_threshold = usize::MAX;
-    config.options_mut().extensions.insert(AsofOptions::default());
+    if config.options().extensions.get::<SessionOptions>().is_none() {
+        config.options_mut().extensions.insert(SessionOptions::default());
+    }
     let planners = builder.relation_planners().get_or_insert_default();
     planners.push(Arc::new(planner::AsofRelationPlanner));
     builder

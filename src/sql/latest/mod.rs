@@ -20,9 +20,12 @@ mod table;
 
 use std::sync::Arc;
 
+use datafusion::datasource::source_as_provider;
 use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::logical_expr::LogicalPlan;
 
 use crate::clock::Clock;
+use crate::exec::LookupNode;
 use crate::online::OnlineStore;
 
 pub(crate) use bind::bind_latest_rows;
@@ -39,6 +42,17 @@ pub(crate) fn install(
     let planners = builder.relation_planners().get_or_insert_default();
     planners.push(Arc::new(planner::LatestPlanner::new(store, clock)));
     builder.with_optimizer_rule(Arc::new(join::LookupJoin))
+}
+
+/// Whether a node of a plan gives what is the latest when it runs.
+pub(crate) fn serves_now(node: &LogicalPlan) -> bool {
+    match node {
+        LogicalPlan::Extension(extension) => extension.node.as_any().is::<LookupNode>(),
+        LogicalPlan::TableScan(scan) => {
+            source_as_provider(&scan.source).is_ok_and(|table| table.as_any().is::<table::LatestTable>())
+        }
+        _ => false,
+    }
 }
 
 #[cfg(test)]

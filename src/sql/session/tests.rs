@@ -34,6 +34,7 @@ async fn engine(dir: &Path) -> Arc<Engine> {
         memory_limit_bytes: Some(1 << 30),
         spill_dir,
         run_limits: RunLimits::default(),
+        endpoints: 1,
     };
     let engine = Engine::new(parts).unwrap();
     engine.catch_up().await.unwrap();
@@ -90,7 +91,7 @@ async fn a_bound_batch_inserts_all_rows_in_one_write() {
     assert!(table_of(&session, "SELECT ? + 1 AS a, ? AS b", &one).await.contains("| 3 "));
     let both = table_of(&session, "SELECT name FROM t WHERE id = ? AND (? IS NULL OR TRUE)", &batch).await;
     assert!(both.contains("| a ") && both.contains("| c "), "{both}");
-    let commits = session.catalog.stored(&TableName::new("public", "t")).await.unwrap();
+    let commits = session.catalog.stored(&TableName::new("public", "t"), &[]).await.unwrap();
     assert!(commits.is_some());
 }
 

@@ -7,6 +7,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::*;
 use crate::metrics::Metrics;
+use crate::sql::moment::Moment;
 use crate::sql::running::Running;
 
 const LATEST: &str = "SELECT user_id, purchase_count_7d FROM LATEST(user_purchases, ?)";
@@ -65,7 +66,7 @@ async fn a_look_up_of_many_keys_is_seen_and_one_of_few_is_not() {
     drop(few);
 
     let id = Uuid::from_u128(7);
-    let mut many = session.query_as(Some(id), LATEST, Some(&keys(20_000))).await.unwrap();
+    let mut many = session.query_at(Some(id), LATEST, Some(&keys(20_000)), &Moment::default()).await.unwrap();
     assert!(table(&session, kinds).await.contains("| lookup | running |"));
     assert_eq!(many.try_next().await.unwrap().unwrap().num_rows(), 8192);
     assert!(session.cancel(id) && !session.cancel(id));

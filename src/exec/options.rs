@@ -1,4 +1,4 @@
-//! The session's say in how ASOF joins run.
+//! The session's say in how its statements run: `SET fletching.… = …`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -43,12 +43,18 @@ config_field!(Strategy);
 
 extensions_options! {
     /// Settings of a session, `SET fletching.… = …`.
-    pub(crate) struct AsofOptions {
+    pub(crate) struct SessionOptions {
         /// How ASOF joins run: auto, files or partitioned_merge.
         pub asof_strategy: Strategy, default = Strategy::Auto
+        /// Into how many endpoints a large result is split, for clients that fetch them in parallel.
+        pub endpoints: usize, default = 1
+        /// Most rows that a query may return; 0 is no limit.
+        pub rows_max: usize, default = 0
+        /// Bytes that a statement may hold in memory before it spills; 0 is no limit but the server's.
+        pub memory_limit: usize, default = 0
     }
 }
 
-impl ConfigExtension for AsofOptions {
+impl ConfigExtension for SessionOptions {
     const PREFIX: &'static str = "fletching";
 }

@@ -1,0 +1,111 @@
+//! The moment of a query as a ticket carries it; see [`crate::sql::Moment`].
+
+use bytes::Bytes;
+use prost::Message;
+use uuid::Uuid;
+
+use crate::model::{TableName, TableVersion};
+use crate::sql::{Moment, Part};
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct MomentMessage {
+    #[prost(sint64, optional, tag = "1")]
+    now_us: Option<i64>,
+    #[prost(message, optional, tag = "2")]
+    settings: Option<SettingsMessage>,
+    #[prost(message, repeated, tag = "3")]
+    tables: Vec<TableMessage>,
+    #[prost(message, optional, tag = "4")]
+    part: Option<PartMessage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct SettingsMessage {
+    #[prost(message, repeated, tag = "1")]
+    changed: Vec<SettingMessage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct SettingMessage {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, tag = "2")]
+    value: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TableMessage {
+    #[prost(string, tag = "1")]
+    schema: String,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(bytes = "bytes", tag = "3")]
+    table_id: Bytes,
+    #[prost(int32, tag = "4")]
+    schema_id: i32,
+    #[prost(int64, optional, tag = "5")]
+    snapshot_id: Option<i64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PartMessage {
+    #[prost(uint32, tag = "1")]
+    index: u32,
+    #[prost(uint32, tag = "2")]
+    parts: u32,
+    #[prost(uint32, tag = "3")]
+    partitions: u32,
+}
+
+impl From<&Moment> for MomentMessage {
+    fn from(moment: &Moment) -> Self {
+        let setting =
+            |(name, value): &(String, String)| SettingMessage { name: name.clone(), value: value.clone() };
+        let table = |version: &TableVersion| TableMessage {
+            schema: version.name.schema.clone(),
+            name: version.name.name.clone(),
+            table_id: Bytes::copy_from_slice(version.table_id.as_bytes()),
+            schema_id: version.schema_id,
+            snapshot_id: version.snapshot_id,
+        };
+        // Partitions and parts are bounded by settings that are far below.
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        Self {
+            now_us: moment.now_us,
+            settings: { moment.settings.as_ref() }
+                .map(|changed| SettingsMessage { changed: changed.iter().map(setting).collect() }),
+            tables: moment.tables.iter().map(table).collect(),
+            part: moment.part.map(|part| PartMessage {
+                index: count(part.index),
+                parts: count(part.parts),
+                partitions: count(part.partitions),
+            }),
+        }
+    }
+}
+
+impl MomentMessage {
+    /// `None` for bytes that are no moment.
+    pub(super) fn moment(self) -> Option<Moment> {
+        let table = |table: TableMessage| {
+            Some(TableVersion {
+                name: TableName::new(table.schema, table.name),
+                table_id: Uuid::from_slice(&table.table_id).ok()?,
+                schema_id: table.schema_id,
+                snapshot_id: table.snapshot_id,
+            })
+        };
+        let part = |part: PartMessage| Part {
+            index: part.index as usize,
+            parts: part.parts as usize,
+            partitions: part.partitions as usize,
+        };
+        let pair = |setting: SettingMessage| (setting.name, setting.value);
+        Some(Moment {
+            now_us: self.now_us,
+            settings: self.settings.map(|settings| settings.changed.into_iter().map(pair).collect()),
+            tables: self.tables.into_iter().map(table).collect::<Option<_>>()?,
+            part: self.part.map(part).filter(|part| part.parts > 0),
+        })
+    }
+}
