@@ -14,7 +14,7 @@ GIVEN := $(FLETCHING)
 FLETCHING := $(CARGO_TARGET_DIR)/debug/fletching
 export FLETCHING
 
-.PHONY: help test quickstart build fmt lint format-check test-rust test-clients redis openssl clean
+.PHONY: help test quickstart build fmt lint format-check test-rust test-clients redis openssl torch clean
 .PHONY: bench-compare bench-density bench-scan bench-limits bench-serving bench-ready bench-environments
 
 help: ## what there is
@@ -44,7 +44,7 @@ test-rust: export CLIPPY_ARGS := -Dwarnings__CLIPPY_HACKERY__
 test-rust: redis ## clippy, unit and integration tests; leaves the binary
 	cargo test --locked --all-targets
 
-test-clients: redis openssl $(VENV)/.ready | test-rust ## the stock drivers against the built binary
+test-clients: redis openssl torch $(VENV)/.ready | test-rust ## the stock drivers against the built binary
 	$(VENV)/bin/python -m pytest tests/clients
 
 # benches/compare: figures for RESULTS.md, on a quiet machine. SIZE=S or M, RUNS=3, BENCH_DATA=directory for the data.
@@ -89,7 +89,7 @@ bench-ready: bench-environments
 clean: ## the Python environments and the data of quickstart and benchmarks; `cargo clean` does the rest
 	rm -rf $(VENV) .venv-bench .venv-bench-feast data/quickstart data/bench
 
-# Debian and Ubuntu; elsewhere install redis-server and openssl yourself.
+# Debian and Ubuntu; elsewhere install redis-server, openssl and PyTorch yourself.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq
 
@@ -98,6 +98,10 @@ redis:
 
 openssl:
 	@command -v openssl >/dev/null || { $(SUDO) $(APT) update; $(SUDO) $(APT) install -y --no-install-recommends openssl; }
+# PyTorch for one example: Debian's, as that of PyPI brings gigabytes for GPUs.
+torch:
+	@for python in $(VENV)/bin/python /usr/bin/python3; do $$python -c 'import torch' 2>/dev/null && exit; done; \
+	$(SUDO) $(APT) update; $(SUDO) $(APT) install -y --no-install-recommends python3-torch
 
 $(VENV)/.ready: tests/clients/requirements.txt
 $(BENCH_VENV)/.ready: benches/compare/requirements.txt

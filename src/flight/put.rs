@@ -28,6 +28,10 @@ use crate::sql::{IfExists, IfNotExists, IngestTarget, Session};
 /// Parameters are held in memory; rows by the million belong into bulk ingest.
 const PARAMETER_BYTES_MAX: usize = 256 << 20;
 
+/// The descriptor comes with the first message, so nobody knows what it was about.
+const NOTHING_PUT: &str = "the stream ended before its first message: some clients send nothing at all of a table \
+                           that has no rows; ADBC does send a record batch without rows";
+
 /// Runs what the first message of the stream asks for.
 pub(super) async fn put(
     session: &Session,
@@ -35,7 +39,7 @@ pub(super) async fn put(
     mut messages: Streaming<FlightData>,
 ) -> Result<PutResult> {
     let first = messages.message().await.map_err(|status| from_client_stream(&status))?;
-    let mut first = first.ok_or_else(|| Error::invalid("the stream ended before its first message"))?;
+    let mut first = first.ok_or_else(|| Error::invalid(NOTHING_PUT))?;
     let descriptor = first
         .flight_descriptor
         .take()

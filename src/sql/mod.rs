@@ -15,6 +15,7 @@ mod latest;
 mod memory;
 mod moment;
 mod output;
+mod parameters;
 mod parts;
 mod running;
 mod session;

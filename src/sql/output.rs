@@ -21,12 +21,22 @@ pub(super) fn wire_schema(schema: &Schema) -> SchemaRef {
     let fields: Vec<FieldRef> = schema
         .fields()
         .iter()
-        .map(|f| Arc::new(Field::new(f.name(), wire_type(f.data_type()), true)))
+        .map(|f| Arc::new(with_digits(Field::new(f.name(), wire_type(f.data_type()), true))))
         .collect();
     Arc::new(Schema::new(fields))
 }
 
-fn wire_type(data_type: &DataType) -> DataType {
+/// JDBC looks for the digits of a decimal beside its type, and finds none in it.
+fn with_digits(field: Field) -> Field {
+    let (DataType::Decimal128(precision, scale) | DataType::Decimal256(precision, scale)) = field.data_type()
+    else {
+        return field;
+    };
+    let digits = [("PRECISION", precision.to_string()), ("SCALE", scale.to_string())];
+    field.with_metadata(digits.map(|(key, value)| (format!("ARROW:FLIGHT:SQL:{key}"), value)).into())
+}
+
+pub(super) fn wire_type(data_type: &DataType) -> DataType {
     let field = |f: &FieldRef| Arc::new(Field::new(f.name(), wire_type(f.data_type()), f.is_nullable()));
     match data_type {
         DataType::Utf8View => DataType::Utf8,

@@ -32,6 +32,7 @@ use super::insert;
 use super::memory::BoundedPool;
 use super::moment::Moment;
 use super::output::{to_wire, wire_schema};
+use super::parameters;
 use super::parts::{self, Part};
 use super::running::{Owner, Watch};
 use super::settings::Setting;
@@ -61,7 +62,7 @@ pub struct Prepared {
     pub kind: StatementKind,
     /// Columns of the result, exactly as [`Session::query`] streams them; empty for an update.
     pub schema: SchemaRef,
-    /// One field for each parameter, in order, named `$1`, `$2`, …; of type Null where the statement does not tell.
+    /// One field for each parameter, in order, named `$1`, `$2`, …: what clients are told to send.
     pub parameters: SchemaRef,
     /// How many rows each row of parameters gives, where that is a matter of the statement alone: then many rows of
     /// parameters asked at once give what each would give by itself, in their order.
@@ -112,7 +113,7 @@ impl Planned {
     /// What a statement takes that is no query.
     pub(super) fn prepared(&self) -> Result<Prepared> {
         let parameters = match self {
-            Self::Update(plan) => bind::parameters(plan)?,
+            Self::Update(plan) => parameters::told(plan)?,
             _ => Arc::new(Schema::empty()),
         };
         let (kind, schema) = (StatementKind::Update, Arc::new(Schema::empty()));
@@ -165,7 +166,7 @@ impl Session {
         values: Option<&RecordBatch>,
         generation: u64,
     ) -> Result<Prepared> {
-        let (kind, parameters) = (StatementKind::Query, bind::parameters(&plan)?);
+        let (kind, parameters) = (StatementKind::Query, parameters::told(&plan)?);
         let schema = wire_schema(plan.schema().as_arrow());
         let mut prepared = Prepared { kind, schema, parameters, rows_each: None };
         if self.is_plain() {

@@ -1,11 +1,6 @@
-import subprocess
-
 import pytest
 
-from support import Redis, Server
-
-JDBC = "flight-sql-jdbc-driver"
-JDBC_VERSION = "18.3.0"
+from support import Jdbc, Redis, Server
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +40,11 @@ def redis():
 
 
 @pytest.fixture(scope="session")
-def jdbc_driver(tmp_path_factory):
-    """The stock driver, by Maven and its local repository."""
-    folder = tmp_path_factory.mktemp("jdbc")
-    plugin = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"
-    artifact = f"-Dartifact=org.apache.arrow:{JDBC}:{JDBC_VERSION}"
-    subprocess.run(["mvn", "-q", "-B", plugin, artifact, f"-DoutputDirectory={folder}"], check=True, timeout=600)
-    return folder / f"{JDBC}-{JDBC_VERSION}.jar"
+def jdbc(tmp_path_factory):
+    return Jdbc(tmp_path_factory.mktemp("jdbc"))
+
+
+@pytest.fixture(scope="session")
+def jdbc_driver(jdbc):
+    """The jar of the stock driver."""
+    return jdbc.jar

@@ -33,6 +33,14 @@ def wait_for_port(port, process):
     raise TimeoutError(f"nothing listens on port {port} after {START_SECONDS_MAX} s")
 
 
+def until(condition, seconds_max=10):
+    deadline = time.monotonic() + seconds_max
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {seconds_max} s")
+        time.sleep(0.01)
+
+
 class Server:
     """`fletching serve` on a data directory; it can be killed and started again."""
 
@@ -77,6 +85,19 @@ class Server:
         if self.process.poll() is None:
             self.kill()
 
+    def ticks(self):
+        """Processor time so far, in hundredths of a second."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(") ", 1)[1].split()
+        return int(fields[11]) + int(fields[12])
+
+    def wait_until_idle(self):
+        def idle():
+            before = self.ticks()
+            time.sleep(0.2)
+            return self.ticks() <= before + 2
+
+        until(idle)
+
     def sql(self, *arguments):
         """`fletching sql …` against this server; its standard output."""
         command = [BINARY, "sql", "--url", self.url, *arguments]
@@ -102,6 +123,32 @@ class Redis:
     def close(self):
         self.process.terminate()
         self.process.wait()
+
+
+class Jdbc:
+    """The stock driver, by Maven and its local repository, and programs of one file run with it."""
+
+    ARTIFACT, VERSION = "flight-sql-jdbc-driver", "18.3.0"
+
+    def __init__(self, folder):
+        plugin = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"
+        artifact = f"-Dartifact=org.apache.arrow:{self.ARTIFACT}:{self.VERSION}"
+        subprocess.run(["mvn", "-q", "-B", plugin, artifact, f"-DoutputDirectory={folder}"], check=True, timeout=600)
+        self.jar = folder / f"{self.ARTIFACT}-{self.VERSION}.jar"
+
+    def run(self, source, *arguments, url="", zone="UTC"):
+        """Its standard output."""
+        options = ["--add-opens=java.base/java.nio=ALL-UNNAMED", f"-Duser.timezone={zone}", "-Dfile.encoding=UTF-8"]
+        done = subprocess.run(
+            ["java", *options, "-cp", self.jar, source, *map(str, arguments)],
+            env={**os.environ, "FLETCHING_URL": url},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
 
 def rows(connection, sql, parameters=None):

@@ -53,6 +53,10 @@ def test_polars_reads_and_writes(connection):
     frame.write_database("from_polars", connection, engine="adbc", if_table_exists="replace")
     again = pl.read_database("SELECT * FROM from_polars ORDER BY id", connection)
     assert again.equals(frame.with_columns(pl.col("when").cast(pl.Datetime("us"))))
+    some = pl.read_database(
+        "SELECT name FROM from_polars WHERE id > ? ORDER BY id", connection, execute_options={"parameters": (1,)}
+    )
+    assert some["name"].to_list() == [None, "c"]
 
 
 def test_pandas_reads_and_writes(connection):

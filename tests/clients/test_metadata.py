@@ -1,5 +1,6 @@
 """What tools ask before they query."""
 
+import adbc_driver_manager as adbc
 import pyarrow as pa
 import pytest
 
@@ -56,10 +57,52 @@ def test_get_objects_takes_patterns(connection):
     assert "meta_group" in only and "meta_table" not in only
 
 
+@pytest.mark.parametrize(
+    "filters,expected",
+    [
+        ({"catalog_filter": "fletching", "table_name_filter": "meta_t%"}, {"meta_table": ["id", "name"]}),
+        ({"catalog_filter": "elsewhere"}, {}),
+        ({"db_schema_filter": "publ_c", "table_name_filter": "meta_table"}, {"meta_table": ["id", "name"]}),
+        ({"db_schema_filter": "elsewhere"}, {}),
+        ({"table_name_filter": "meta_____p", "column_name_filter": "i%"}, {"meta_group": ["id"]}),
+        ({"table_name_filter": "META%"}, {}),
+        ({"table_name_filter": "meta%", "table_types_filter": ["FEATURE GROUP", "VIEW"]}, {"meta_group": ["id", "at", "v"]}),
+    ],
+)
+def test_get_objects_filters_at_every_depth(connection, filters, expected):
+    everything = found(connection, depth="all", **filters)
+    tables = {
+        name: columns
+        for schemas in everything.values()
+        for tables in schemas.values()
+        for name, (_, columns) in tables.items()
+    }
+    assert tables == expected
+
+
+def test_get_objects_describes_columns(connection):
+    listing = connection.adbc_get_objects(depth="all", table_name_filter="meta_group", db_schema_filter="public")
+    (table,) = listing.read_all().to_pylist()[0]["catalog_db_schemas"][0]["db_schema_tables"]
+    told = [
+        (column["ordinal_position"], column["xdbc_type_name"], column["xdbc_data_type"], column["xdbc_scope_table"])
+        for column in table["table_columns"]
+    ]
+    assert told == [(1, "BIGINT", -5, "meta_group"), (2, "TIMESTAMP", 93, "meta_group"), (3, "DOUBLE", 6, "meta_group")]
+
+
+def test_what_the_driver_has_no_code_for(connection):
+    for ask in (connection.adbc_get_statistics, connection.adbc_get_statistic_names):
+        with pytest.raises(adbc.NotSupportedError):
+            ask()
+
+
 def test_get_table_schema(connection):
     assert connection.adbc_get_table_schema("meta_table").types == [pa.int64(), pa.string()]
-    with pytest.raises(Exception, match="nowhere|not found|NotFound|NOT_FOUND"):
-        connection.adbc_get_table_schema("nowhere")
+    schema = connection.adbc_get_table_schema("features", catalog_filter="fletching", db_schema_filter="system")
+    assert schema.names
+    for missing in ({"table_name": "nowhere"}, {"table_name": "meta_table", "db_schema_filter": "system"}):
+        with pytest.raises(adbc.ProgrammingError, match="NOT_FOUND"):
+            connection.adbc_get_table_schema(**missing)
 
 
 def test_get_table_types(connection):
@@ -69,7 +112,8 @@ def test_get_table_types(connection):
 def test_get_info(connection):
     info = connection.adbc_get_info()
     assert info["vendor_name"].lower() == "fletching"
-    assert info["vendor_version"]
+    assert info["vendor_version"] and info["vendor_arrow_version"]
+    assert info["driver_adbc_version"] >= 1_001_000
 
 
 def test_feature_groups_describe_themselves_in_sql(connection):

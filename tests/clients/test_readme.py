@@ -48,8 +48,20 @@ def test_the_tour(server):
 
 def test_links_lead_somewhere():
     for page in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md"):
-        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
+        text = (ROOT / page).read_text()
+        named = re.findall(r"^\[\w+\]: (\S+)$", text, re.MULTILINE)
+        for target in re.findall(r"\]\(([^)#]+)\)", text) + named:
             assert target.startswith("https://") or (ROOT / target).exists(), f"{page}: {target}"
+
+
+def test_every_cell_of_the_clients_names_a_test():
+    page = (ROOT / "README.md").read_text()
+    known = set(re.findall(r"^\[(\w+)\]: ", page, re.MULTILINE))
+    table = [line for line in page.split("\n## Connect\n")[1].split("\n## ")[0].splitlines() if line.startswith("| ")]
+    assert len(table) > 10
+    for row in table[1:]:
+        for cell in row.strip("| ").split(" | ")[1:]:
+            assert cell == "–" or set(re.findall(r"\[(\w+)\](?!\()", cell)) & known, f"{row}: {cell}"
 
 
 def test_every_target_the_readme_names_exists():

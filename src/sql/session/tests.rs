@@ -4,6 +4,7 @@ mod scans;
 use std::path::Path;
 
 use datafusion::arrow::array::{Int64Array, StringArray};
+use datafusion::arrow::datatypes::{DataType, TimeUnit};
 use datafusion::arrow::util::pretty::pretty_format_batches;
 
 use super::*;
@@ -82,7 +83,7 @@ async fn a_bound_batch_inserts_all_rows_in_one_write() {
     session.update("CREATE TABLE t (id BIGINT NOT NULL, name VARCHAR)", None).await.unwrap();
     let prepared = session.prepare("INSERT INTO t VALUES (?, ?)").await.unwrap();
     assert_eq!(prepared.kind, StatementKind::Update);
-    assert_eq!(prepared.parameters.field(0).data_type(), &datafusion::arrow::datatypes::DataType::Int64);
+    assert_eq!(prepared.parameters.field(0).data_type(), &DataType::Int64);
     let ids = Arc::new(Int64Array::from(vec![1, 2, 3])) as _;
     let names = Arc::new(StringArray::from(vec![Some("a"), None, Some("c")])) as _;
     let batch = RecordBatch::try_from_iter_with_nullable([("0", ids, true), ("1", names, true)]).unwrap();
@@ -93,6 +94,39 @@ async fn a_bound_batch_inserts_all_rows_in_one_write() {
     assert!(both.contains("| a ") && both.contains("| c "), "{both}");
     let commits = session.catalog.stored(&TableName::new("public", "t"), &[]).await.unwrap();
     assert!(commits.is_some());
+}
+
+#[tokio::test]
+async fn parameters_are_told_as_drivers_can_send_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let session = engine(dir.path()).await.session();
+    session.update("CREATE TABLE t (id BIGINT, at TIMESTAMP, price DECIMAL(10, 2))", None).await.unwrap();
+    let milliseconds = DataType::Timestamp(TimeUnit::Millisecond, None);
+    for (sql, expected) in [
+        ("SELECT * FROM t WHERE id = ?", DataType::Int64),
+        ("SELECT * FROM t WHERE at > ?", milliseconds.clone()),
+        ("SELECT CAST(? AS TIMESTAMP)", milliseconds),
+        ("SELECT CAST(? AS TIME)", DataType::Time32(TimeUnit::Millisecond)),
+        ("SELECT TRY_CAST(? AS BIGINT)", DataType::Int64),
+        ("SELECT id FROM t WHERE price = (SELECT CAST(? AS DECIMAL(10, 2)))", DataType::Decimal128(10, 2)),
+        ("SELECT id FROM t LIMIT ?", DataType::Int64),
+        ("SELECT id FROM t OFFSET ?", DataType::Int64),
+        ("SELECT ?", DataType::Utf8),
+    ] {
+        let prepared = session.prepare(sql).await.unwrap();
+        let types: Vec<_> = prepared.parameters.fields().iter().map(|field| field.data_type()).collect();
+        assert_eq!(types, [&expected], "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn decimals_carry_their_digits_where_jdbc_looks() {
+    let dir = tempfile::tempdir().unwrap();
+    let session = engine(dir.path()).await.session();
+    let prepared = session.prepare("SELECT CAST(1 AS DECIMAL(10, 2)) AS price, 1 AS n").await.unwrap();
+    let metadata = prepared.schema.field(0).metadata();
+    assert_eq!((&*metadata["ARROW:FLIGHT:SQL:PRECISION"], &*metadata["ARROW:FLIGHT:SQL:SCALE"]), ("10", "2"));
+    assert!(prepared.schema.field(1).metadata().is_empty());
 }
 
 async fn table_of(session: &Session, sql: &str, values: &RecordBatch) -> String {
