@@ -10,16 +10,17 @@ use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
 use arrow_flight::FlightData;
-use arrow_flight::decode::{DecodedPayload, FlightDataDecoder};
+use arrow_flight::decode::DecodedPayload;
 use arrow_flight::error::FlightError;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tonic::{Status, Streaming};
 
+use super::decode::decoded;
 use super::direct::Direct;
 use super::drain::Drain;
 use super::message::Message;
-use super::status::{from_client_stream, from_decoder};
+use super::status::from_client_stream;
 use super::stream::{Answers, Encoder, Stoppable, pieces};
 use crate::error::{Error, Result};
 use crate::sql::{Session, StatementKind};
@@ -86,7 +87,7 @@ fn questions(first: FlightData, rest: Streaming<FlightData>) -> Answers<Question
     // The descriptor, and metadata, may come in messages that hold nothing else.
     let messages = stream::iter([Ok(first)]).chain(rest.map_err(FlightError::from));
     let messages = messages.try_filter(|message| std::future::ready(!message.data_header.is_empty()));
-    let decoded = FlightDataDecoder::new(messages).map_err(from_decoder);
+    let decoded = decoded(messages);
     let mut begun = false;
     let questions = decoded.try_filter_map(move |message| {
         let question = match message.payload {

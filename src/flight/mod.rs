@@ -5,6 +5,7 @@ mod auth;
 mod body;
 mod commands;
 mod compression;
+mod decode;
 mod direct;
 mod door;
 mod drain;

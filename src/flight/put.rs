@@ -3,7 +3,7 @@
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
-use arrow_flight::decode::{DecodedPayload, FlightDataDecoder};
+use arrow_flight::decode::DecodedPayload;
 use arrow_flight::error::FlightError;
 use arrow_flight::sql::{
     CommandStatementIngest, DoPutPreparedStatementResult, DoPutUpdateResult, TableDefinitionOptions,
@@ -18,10 +18,11 @@ use prost::Message;
 use tonic::Streaming;
 
 use super::commands::Request;
+use super::decode::decoded;
 use super::handle::Statement;
 use super::metadata::CATALOG;
 use super::security::Seals;
-use super::status::{from_client_stream, from_decoder};
+use super::status::from_client_stream;
 use crate::error::{Error, Result};
 use crate::sql::{IfExists, IfNotExists, IngestTarget, Session};
 
@@ -143,12 +144,12 @@ impl Rows {
             return Ok(Self { schema: None, batches: futures::stream::empty().boxed() });
         }
         let messages = futures::stream::iter([Ok(first)]).chain(rest);
-        let mut decoder = FlightDataDecoder::new(messages);
-        let payload = decoder.try_next().await.map_err(from_decoder)?.map(|message| message.payload);
+        let mut decoder = decoded(messages);
+        let payload = decoder.try_next().await?.map(|message| message.payload);
         let Some(DecodedPayload::Schema(schema)) = payload else {
             return Err(Error::invalid("the first message of a put must carry the schema of its rows"));
         };
-        let batches = decoder.map_err(from_decoder).try_filter_map(|message| async move {
+        let batches = decoder.try_filter_map(|message| async move {
             match message.payload {
                 DecodedPayload::None => Ok(None),
                 DecodedPayload::RecordBatch(batch) => Ok(Some(batch)),

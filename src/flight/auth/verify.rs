@@ -66,10 +66,15 @@ impl Verifier {
         if let Some(right) = self.recall(&digest) {
             return Ok(right);
         }
-        let password = Arc::clone(password);
+        let (password, remembered) = (Arc::clone(password), self.remembered.clone());
+        let clock = Arc::clone(&self.clock);
         let checked = tokio::task::spawn_blocking(move || {
             let right = password.matches(given.as_bytes());
-            drop(turn); // also where nobody waits for the answer any more
+            let valid = if right { RIGHT_FOR } else { WRONG_FOR };
+            let valid_us = i64::try_from(valid.as_micros()).unwrap_or(i64::MAX);
+            // Also where nobody waits for the answer any more, and before the next one has their turn.
+            remembered.insert(digest, (right, clock.now_us().saturating_add(valid_us)));
+            drop(turn);
             right
         });
         let right = checked.await.map_err(|error| Error::internal("a check panicked").with_source(error))?;
@@ -79,10 +84,6 @@ impl Verifier {
             (false, Some(user)) => tracing::warn!(user, "wrong password"),
             (false, None) => tracing::warn!("wrong user name"),
         }
-        let valid = if right { RIGHT_FOR } else { WRONG_FOR };
-        let until_us =
-            self.clock.now_us().saturating_add(i64::try_from(valid.as_micros()).unwrap_or(i64::MAX));
-        self.remembered.insert(digest, (right, until_us));
         Ok(right)
     }
 

@@ -1,0 +1,81 @@
+//! Rows that clients send, decoded. Arrow's reader takes what a message says of its buffers for true, and panics where it
+//! is not; so that is checked before, and a panic over something else is the end of the one stream.
+
+use std::panic::AssertUnwindSafe;
+
+use arrow::ipc::{CompressionType, RecordBatch as BatchHeader, root_as_message};
+use arrow_flight::FlightData;
+use arrow_flight::decode::{DecodedFlightData, FlightDataDecoder};
+use arrow_flight::error::FlightError;
+use futures::stream::{BoxStream, Stream, StreamExt};
+
+use super::status::from_decoder;
+use crate::error::{Error, Result};
+
+/// What a compressed batch may grow to.
+const UNCOMPRESSED_BYTES_MAX: u64 = 1 << 30;
+
+/// The schema and the batches of a client's stream.
+pub(super) fn decoded(
+    messages: impl Stream<Item = Result<FlightData, FlightError>> + Send + 'static,
+) -> BoxStream<'static, Result<DecodedFlightData>> {
+    let checked = messages.map(|message| {
+        let message = message?;
+        check(&message).map_err(|why| FlightError::ExternalError(Box::new(why)))?;
+        Ok(message)
+    });
+    let decoder = AssertUnwindSafe(FlightDataDecoder::new(checked)).catch_unwind();
+    let decoded = decoder.map(|decoded| match decoded {
+        Ok(decoded) => decoded.map_err(from_decoder),
+        Err(_) => Err(Error::invalid("the data sent is not an Arrow stream: it cannot be decoded")),
+    });
+    decoded.boxed()
+}
+
+/// Whether the buffers of a batch lie within its body.
+fn check(message: &FlightData) -> Result<()> {
+    // What is no message the decoder refuses by itself.
+    let Ok(header) = root_as_message(&message.data_header) else { return Ok(()) };
+    if let Some(batch) = header.header_as_record_batch() {
+        return check_batch(&batch, &message.data_body);
+    }
+    match header.header_as_dictionary_batch().and_then(|dictionary| dictionary.data()) {
+        Some(batch) => check_batch(&batch, &message.data_body),
+        None => Ok(()),
+    }
+}
+
+fn check_batch(batch: &BatchHeader<'_>, body: &[u8]) -> Result<()> {
+    let bad = |what: &str| Error::invalid(format!("the data sent is not an Arrow stream: {what}"));
+    if batch.length() < 0 || batch.nodes().into_iter().flatten().any(|n| n.length() < 0 || n.null_count() < 0)
+    {
+        return Err(bad("a batch of less than no rows"));
+    }
+    let compression = batch.compression().map(|compression| compression.codec());
+    let mut uncompressed = 0_u64;
+    for buffer in batch.buffers().into_iter().flatten() {
+        let outside = || bad("a buffer of a batch is not within its body");
+        let (start, length) = usize::try_from(buffer.offset())
+            .ok()
+            .zip(usize::try_from(buffer.length()).ok())
+            .ok_or_else(outside)?;
+        let end = start.checked_add(length).ok_or_else(outside)?;
+        let bytes = body.get(start..end).ok_or_else(outside)?;
+        if matches!(compression, Some(CompressionType::LZ4_FRAME | CompressionType::ZSTD))
+            && !bytes.is_empty()
+        {
+            let (size, _) =
+                bytes.split_first_chunk::<8>().ok_or_else(|| bad("a compressed buffer without a length"))?;
+            uncompressed = match i64::from_le_bytes(*size) {
+                -1 => uncompressed, // as it is
+                size => uncompressed.saturating_add(u64::try_from(size).unwrap_or(u64::MAX)),
+            };
+        }
+    }
+    if uncompressed > UNCOMPRESSED_BYTES_MAX {
+        return Err(Error::exhausted(format!(
+            "a compressed batch would take {uncompressed} bytes and may take {UNCOMPRESSED_BYTES_MAX}: send smaller ones"
+        )));
+    }
+    Ok(())
+}
