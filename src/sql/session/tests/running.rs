@@ -119,12 +119,12 @@ impl Lines {
 
 #[tokio::test]
 async fn the_log_tells_of_every_statement_but_quick_look_ups() {
+    let dir = tempfile::tempdir().unwrap();
+    // Statements before, so that no other test is just the first to log one: tracing might then not look for our log.
+    let session = stage(dir.path()).await;
     let lines = Lines::default();
     let log = tracing_subscriber::fmt().json().flatten_event(true).with_writer(lines.clone()).finish();
     let _log = tracing::subscriber::set_default(log);
-    let dir = tempfile::tempdir().unwrap();
-    let session = stage(dir.path()).await;
-    lines.take();
 
     let sql = format!("SELECT x, '{}' AS y FROM t WHERE x < ?", "é".repeat(5000));
     let secret = RecordBatch::try_from_iter([("0", Arc::new(Int64Array::from(vec![424_242])) as _)]).unwrap();
