@@ -443,6 +443,12 @@ fn log_format(text: &str) -> Result<LogFormat, Why> {
 }
 
 fn log_level(text: &str) -> Result<String, Why> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_known = |part: &str| part.contains('=') || LEVELS.contains(&part.trim().to_lowercase().as_str());
+    if let Some(part) = text.split(',').find(|part| !is_known(part)) {
+        let levels = LEVELS.join(", ");
+        return Err(format!("'{part}' is neither {levels} nor a directive such as fletching=debug"));
+    }
     EnvFilter::try_new(text).map_err(|error| format!("'{text}' is no level: {error}"))?;
     Ok(text.to_owned())
 }

@@ -58,7 +58,11 @@ impl Request {
         if Direct::is(bytes) {
             return Ok(Self::Direct(Direct::parse(bytes)?));
         }
-        let bad = || Error::invalid("this is no Flight SQL command (a packed google.protobuf.Any)");
+        let bad = || {
+            Error::invalid(
+                r#"this is neither a Flight SQL command (a packed google.protobuf.Any) nor {"query": "SELECT …"}"#,
+            )
+        };
         let any = Any::decode(bytes.clone()).map_err(|_| bad())?;
         let command = Command::try_from(any).map_err(|error| Error::invalid(error.to_string()))?;
         Self::of(command, seals)

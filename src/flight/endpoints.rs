@@ -7,6 +7,7 @@ use arrow_flight::sql::{ProstMessageExt, TicketStatementQuery};
 use arrow_flight::{FlightDescriptor, FlightEndpoint, FlightInfo};
 use bytes::Bytes;
 use prost::Message as _;
+use prost_types::Timestamp;
 
 use super::commands::Request;
 use super::handle::Ticket;
@@ -34,9 +35,12 @@ impl Endpoints {
 
     /// One that only the session answers that asked for it.
     pub(super) fn here(&self, ticket: &Ticket) -> FlightEndpoint {
+        let until_us = self.seals.tickets.until_us(); // read first: the ticket holds a little longer, never less
         let statement_handle = ticket.to_bytes(&self.seals);
         let ticket = TicketStatementQuery { statement_handle }.as_any().encode_to_vec();
-        self.of_command(ticket.into())
+        let nanos = until_us.rem_euclid(1_000_000) as i32 * 1_000;
+        let until = Timestamp { seconds: until_us.div_euclid(1_000_000), nanos };
+        self.of_command(ticket.into()).with_expiration_time(until)
     }
 
     /// One whose ticket is the command itself.

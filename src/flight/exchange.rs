@@ -75,11 +75,13 @@ pub(super) async fn exchange(
         });
         return Ok(opening.chain(together.buffered(IN_FLIGHT_MAX).try_flatten()).boxed());
     }
-    let answers = questions.map(move |question| {
+    // One after the other: an answer keeps its turn among the queries until it is read, and a later one must not have
+    // it while an earlier one waits.
+    let answers = questions.then(move |question| {
         let asked = Arc::clone(&asked);
         async move { asked.answer(question?).await }
     });
-    Ok(opening.chain(answers.buffered(IN_FLIGHT_MAX).try_flatten()).boxed())
+    Ok(opening.chain(answers.try_flatten()).boxed())
 }
 
 /// The batches of the client, without the schema before them.
@@ -111,7 +113,7 @@ struct Asked {
 }
 
 impl Asked {
-    /// The answer to one question, of which the first batch is there already: so many questions are read for at a time.
+    /// The answer to one question, of which the first batch is there already.
     async fn answer(&self, (parameters, metadata): Question) -> Result<Answers<Message>, Status> {
         let mut batches = self.session.query(&self.sql, Some(&parameters)).await?;
         if batches.schema() != self.schema {

@@ -118,8 +118,7 @@ impl Seal {
     /// Seals the message that `write` appends, of some `len` bytes.
     pub(super) fn close(&self, len: usize, write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
         let mut sealed = Vec::with_capacity(EXPIRES_BYTES + len + MAC_BYTES);
-        let expires_us = self.clock.now_us().saturating_add(self.life_us);
-        sealed.extend_from_slice(&expires_us.to_be_bytes());
+        sealed.extend_from_slice(&self.until_us().to_be_bytes());
         write(&mut sealed);
         let mac = self.digest([&sealed[..]]);
         sealed.extend_from_slice(&mac);
@@ -138,6 +137,11 @@ impl Seal {
             left_us @ 1.. => Ok((message, Duration::from_micros(left_us.unsigned_abs()))),
             _ => Err(Refused::Expired),
         }
+    }
+
+    /// Until when what is sealed now holds, in µs since 1970.
+    pub(super) fn until_us(&self) -> i64 {
+        self.clock.now_us().saturating_add(self.life_us)
     }
 
     /// How long what it seals holds.

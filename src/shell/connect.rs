@@ -59,11 +59,8 @@ impl Server {
     /// A connection, and the token that its calls bring.
     pub(super) async fn connect(self) -> Result<(Channel, Option<String>)> {
         let channel = self.endpoint.connect().await.map_err(|error| {
-            Error::unavailable(format!(
-                "cannot connect to {}: {}; is `fletching serve` running there?",
-                self.url,
-                root_cause(&error)
-            ))
+            let cause = root_cause(&error);
+            Error::unavailable(format!("cannot connect to {}: {cause}; {}", self.url, hint(&cause)))
         })?;
         let token = match self.proof {
             Proof::Nothing => None,
@@ -72,6 +69,28 @@ impl Server {
         };
         Ok((channel, token))
     }
+}
+
+/// What to do about a connection that fails for this cause.
+fn hint(cause: &str) -> &'static str {
+    let hints = [
+        (
+            "UnknownIssuer",
+            "nobody whom this machine trusts has signed the server's certificate: name the authority with --tls-ca",
+        ),
+        (
+            "CaUsedAsEndEntity",
+            "the certificate is an authority's own: make the server one with basicConstraints=CA:FALSE",
+        ),
+        ("UnsupportedCertVersion", "make the certificate one of version 3, with extensions"),
+        (
+            "NotValidForName",
+            "the certificate is for another name: use the one that it has, or add this one to its subjectAltName",
+        ),
+        ("InvalidContentType", "the server speaks no TLS there: use grpc://"),
+    ];
+    let known = hints.iter().find(|(what, _)| cause.contains(what)).map(|(_, hint)| *hint);
+    known.unwrap_or("is `fletching serve` running there?")
 }
 
 /// The token for a user and a password; `None` from a server that asks nobody.

@@ -68,6 +68,8 @@ impl Session {
                 while let Some(batch) = progress.watch(next(&mut batches)).await? {
                     progress.rows(batch.num_rows());
                     progress.suspend(|| writer.write(&batch))?;
+                    // Rows that are always there must not keep whoever waits for ^C from hearing of it.
+                    tokio::task::yield_now().await;
                 }
                 progress.finish();
                 writer.finish(took(self.timed))?;

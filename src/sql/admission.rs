@@ -74,20 +74,25 @@ impl Admission {
 }
 
 /// Whether the plan reads nothing but constants and what the store says of itself: such a statement needs no slot, so
-/// that one can see what runs, and end it, when there is none.
+/// that one can see what runs, and end it, when there is none. Constants alone can be made into many rows, too.
 pub(super) fn is_light(plan: &LogicalPlan) -> Result<bool> {
-    let mut light = true;
+    let (mut light, mut of_store, mut makes_rows) = (true, false, false);
     plan.apply_with_subqueries(|node| {
         light = match node {
             LogicalPlan::TableScan(scan) => {
-                scan.table_name.schema().is_some_and(|schema| RESERVED_SCHEMAS.contains(&schema))
+                of_store = scan.table_name.schema().is_some_and(|schema| RESERVED_SCHEMAS.contains(&schema));
+                of_store
+            }
+            LogicalPlan::Join(_) | LogicalPlan::Unnest(_) => {
+                makes_rows = true;
+                true
             }
             LogicalPlan::RecursiveQuery(_) | LogicalPlan::Extension(_) => false,
             _ => true,
         };
         Ok(if light { TreeNodeRecursion::Continue } else { TreeNodeRecursion::Stop })
     })?;
-    Ok(light)
+    Ok(light && (of_store || !makes_rows))
 }
 
 #[cfg(test)]

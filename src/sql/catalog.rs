@@ -194,7 +194,10 @@ impl StoredSchema {
     }
 
     fn temp(&self, name: &str) -> Option<Arc<dyn TableProvider>> {
-        if self.holds_temp() { self.catalog.session.temp.get(name) } else { None }
+        // A ticket's table was a stored one, whatever the session has made since.
+        let pinned = { self.catalog.versions.iter() }
+            .any(|version| version.name.schema == self.name && version.name.name == name);
+        if self.holds_temp() && !pinned { self.catalog.session.temp.get(name) } else { None }
     }
 }
 

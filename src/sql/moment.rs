@@ -147,7 +147,8 @@ impl Session {
         let options = state.config_options().extensions.get::<SessionOptions>();
         let wanted = options.map_or(1, |options| options.endpoints);
         let is_open = bind::parameters(&plan)?.fields().len() > values.map_or(0, RecordBatch::num_columns);
-        if wanted < 2 || is_open || whole.now_us.is_none() || whole.tables.is_empty() {
+        let is_limited = options.is_some_and(|options| options.rows_max != 0); // which the parts cannot count together
+        if wanted < 2 || is_open || is_limited || whole.now_us.is_none() || whole.tables.is_empty() {
             return Ok(Vec::new());
         }
         let bound = bind::bind(plan, values)?;

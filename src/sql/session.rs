@@ -237,7 +237,8 @@ impl Session {
             Ok((state, bind::bind(plan, parameters)?, light))
         };
         let (state, bound, light) = watch.until_cancelled(planning).await?;
-        if !light {
+        // Clients read the parts of a result in order, so a part must not wait for another's turn to end.
+        if !light && moment.part.is_none() {
             watch.admitted().await?;
         }
         watch.until_cancelled(run_query(state, bound, moment.part)).await

@@ -191,7 +191,10 @@ impl Authenticator {
             Some((user, password)) => (Some(user), password),
             None => (None, known.decoy()),
         };
-        let digest = self.tokens.digest([b"password ", password.as_bytes(), b" ", basic.password.as_bytes()]);
+        // The name is in it, its length before it: what is remembered of one name must not answer for another.
+        let (length, name) = (basic.user.len().to_be_bytes(), basic.user.as_bytes());
+        let given = basic.password.as_bytes();
+        let digest = self.tokens.digest([b"password ", &length[..], name, password.as_bytes(), b" ", given]);
         let name = user.map(|user| &**user);
         let right = self.verifier.check(digest, name, password, basic.password).await?;
         match user.filter(|_| right) {

@@ -80,9 +80,9 @@ impl Verifier {
         let right = checked.await.map_err(|error| Error::internal("a check panicked").with_source(error))?;
         // Of who is not known not even the name: it may be a password in the wrong place.
         match (right, user) {
-            (true, user) => tracing::info!(user, "signed in"),
+            (true, Some(user)) => tracing::info!(user, "signed in"),
             (false, Some(user)) => tracing::warn!(user, "wrong password"),
-            (false, None) => tracing::warn!("wrong user name"),
+            (_, None) => tracing::warn!("wrong user name"),
         }
         Ok(right)
     }

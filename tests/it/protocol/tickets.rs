@@ -164,10 +164,17 @@ async fn a_renewed_endpoint_is_as_good() {
     update(&mut client, "CREATE TABLE t AS SELECT 1 AS x").await;
     let mut raw = house.raw().await;
     let flight = info(&mut raw, "SELECT x FROM t").await;
+    let hours = |hours: i64| house.clock.advance(hours * 3_600_000_000);
+    let until = |endpoint: &FlightEndpoint| endpoint.expiration_time.unwrap().seconds;
+    assert_eq!(until(&flight.endpoint[0]), START_US / 1_000_000 + 24 * 3_600);
+    hours(1);
     let renew = RenewFlightEndpointRequest { endpoint: Some(flight.endpoint[0].clone()) };
     let (answers, _) = act(&mut raw, "RenewFlightEndpoint", renew.encode_to_vec()).await.unwrap();
     let endpoint = FlightEndpoint::decode(answers[0].clone()).unwrap();
+    assert_eq!(until(&endpoint), until(&flight.endpoint[0]) + 3_600);
     update(&mut client, "INSERT INTO t VALUES (2)").await;
+    house.clock.advance(23 * 3_600_000_000 + 1); // the first is over, and the other is not
+    assert!(fetch(&mut client, flight.clone()).await.unwrap_err().to_string().contains("is over"));
     let renewed = FlightInfo { endpoint: vec![endpoint], ..flight };
     assert!(
         shown(&fetch(&mut client, renewed).await.unwrap()).ends_with("| 1 |\n+---+"),
@@ -177,4 +184,14 @@ async fn a_renewed_endpoint_is_as_good() {
     let forged = RenewFlightEndpointRequest { endpoint: Some(forged) }.encode_to_vec();
     let refused = act(&mut raw, "RenewFlightEndpoint", forged).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_temporary_table_does_not_stand_in_for_a_ticket_s_table() {
+    let house = House::open().await;
+    let mut client = house.client().await;
+    update(&mut client, "CREATE TABLE t AS SELECT 1 AS x").await;
+    let flight = info(&mut house.raw().await, "SELECT x FROM t").await;
+    update(&mut client, "CREATE TEMP TABLE t AS SELECT 9 AS x").await;
+    assert!(shown(&fetch(&mut client, flight).await.unwrap()).ends_with("| 1 |\n+---+"));
 }
