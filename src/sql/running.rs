@@ -6,16 +6,15 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use datafusion::arrow::array::{Array, RecordBatch};
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::common::DataFusionError;
 use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream};
-use datafusion::physical_plan::EmptyRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
 use parking_lot::Mutex;
@@ -89,6 +88,9 @@ pub(super) struct Run {
     rows: AtomicU64,
     bytes: AtomicU64,
     cancel: Mutex<Option<oneshot::Sender<()>>>,
+    is_cancelled: AtomicBool,
+    /// What is still to come of a listed one.
+    result: Mutex<Weak<Kept>>,
 }
 
 const PLANNING: u8 = 0;
@@ -149,9 +151,13 @@ impl Running {
     /// Ends what runs under this id; returns whether anything did.
     pub(super) fn cancel(&self, id: Uuid) -> bool {
         let found: Vec<_> = self.listed.lock().values().filter(|run| run.id == id).cloned().collect();
-        found.iter().fold(false, |any, run| match run.cancel.lock().take() {
-            Some(cancel) => cancel.send(()).is_ok() || any,
-            None => any,
+        found.iter().fold(false, |any, run| {
+            let cancel = run.cancel.lock().take();
+            let heard = cancel.is_some_and(|cancel| cancel.send(()).is_ok());
+            run.is_cancelled.store(true, SeqCst);
+            let result = run.result.lock().upgrade();
+            result.iter().for_each(|result| let_go(result));
+            heard || any
         })
     }
 
@@ -191,6 +197,8 @@ impl Running {
             rows: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             cancel: Mutex::new(cancel),
+            is_cancelled: AtomicBool::new(false),
+            result: Mutex::default(),
         }
     }
 
@@ -321,7 +329,12 @@ impl Watch {
     /// Its result, which it ends with.
     pub(super) fn over(self, rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
         self.runs();
-        Box::pin(Watched { schema: rows.schema(), rows, watch: Some(self) })
+        let (schema, run, is_listed) = (rows.schema(), Arc::clone(&self.run), self.listed.is_some());
+        let held = Arc::new(Mutex::new(Some(Held { rows, watch: self })));
+        if is_listed {
+            *run.result.lock() = Arc::downgrade(&held);
+        }
+        Box::pin(Watched { schema, run, held, is_over: false })
     }
 
     /// Rows that come in for it, counted.
@@ -359,21 +372,29 @@ fn cancelled() -> Error {
     Error::cancelled("the query was cancelled")
 }
 
-/// A result and its watch. Everything that it holds goes with its end, even if it is itself kept.
-struct Watched {
-    schema: SchemaRef,
+/// A result that is still to come, and its watch.
+struct Held {
     rows: SendableRecordBatchStream,
-    watch: Option<Watch>,
+    watch: Watch,
 }
 
-impl Watched {
-    fn end(&mut self, error: Option<Error>) -> Option<Result<RecordBatch, DataFusionError>> {
-        self.rows = Box::pin(EmptyRecordBatchStream::new(Arc::clone(&self.schema)));
-        if let Some(mut watch) = self.watch.take() {
-            watch.end = Some(end_of(error.as_ref()));
-        }
-        error.map(|error| Err(error.into()))
+/// `None` when it is over: everything that it holds goes with its end, even if the stream itself is kept.
+type Kept = Mutex<Option<Held>>;
+
+/// Lets go of a cancelled result, unless somebody is just taking a batch of it, who then does so.
+fn let_go(result: &Kept) {
+    let held = result.try_lock().and_then(|mut held| held.take());
+    if let Some(mut held) = held {
+        held.watch.end = Some(end_of(Some(&cancelled())));
     }
+}
+
+/// The stream of a result. A client may keep it without reading on, so who cancels the statement takes the result away.
+struct Watched {
+    schema: SchemaRef,
+    run: Arc<Run>,
+    held: Arc<Kept>,
+    is_over: bool,
 }
 
 impl Stream for Watched {
@@ -381,18 +402,37 @@ impl Stream for Watched {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        let Some(watch) = &mut this.watch else { return Poll::Ready(None) };
-        if watch.is_cancelled(cx) {
-            return Poll::Ready(this.end(Some(cancelled())));
+        if this.is_over {
+            return Poll::Ready(None);
         }
-        Poll::Ready(match ready!(this.rows.poll_next_unpin(cx)) {
-            Some(Ok(batch)) => {
-                watch.passed(&batch);
-                Some(Ok(batch))
+        let mut held = this.held.lock();
+        let polled = match held.as_mut() {
+            None => Poll::Ready(Some(Err(cancelled()))),
+            Some(Held { rows, watch }) => match watch.is_cancelled(cx) {
+                true => Poll::Ready(Some(Err(cancelled()))),
+                false => rows.poll_next_unpin(cx).map(|next| {
+                    let next = next?;
+                    next.as_ref().iter().for_each(|batch| watch.passed(batch));
+                    Some(next.map_err(Error::from))
+                }),
+            },
+        };
+        let end = match &polled {
+            Poll::Ready(Some(Err(error))) => Some(end_of(Some(error))),
+            Poll::Ready(None) => Some(end_of(None)),
+            _ => None,
+        };
+        if let Some(end) = end {
+            this.is_over = true;
+            if let Some(mut held) = held.take() {
+                held.watch.end = Some(end);
             }
-            Some(Err(error)) => this.end(Some(error.into())),
-            None => this.end(None),
-        })
+        }
+        drop(held);
+        if this.run.is_cancelled.load(SeqCst) {
+            let_go(&this.held); // who cancelled it while a batch was taken could not
+        }
+        polled.map(|next| next.map(|next| next.map_err(DataFusionError::from)))
     }
 }
 
