@@ -14,7 +14,7 @@ GIVEN := $(FLETCHING)
 FLETCHING := $(CARGO_TARGET_DIR)/debug/fletching
 export FLETCHING
 
-.PHONY: help test quickstart build fmt lint format-check test-rust test-clients redis openssl torch clean
+.PHONY: help test quickstart build fmt lint format-check test-rust test-clients redis openssl torch clean fuzz
 .PHONY: bench-compare bench-density bench-scan bench-limits bench-serving bench-ready bench-environments
 
 help: ## what there is
@@ -46,6 +46,14 @@ test-rust: redis ## clippy, unit and integration tests; leaves the binary
 
 test-clients: redis openssl torch $(VENV)/.ready | test-rust ## the stock drivers against the built binary
 	$(VENV)/bin/python -m pytest tests/clients
+
+# libFuzzer by what the stable compiler has of it: what it counts, but no sanitizers.
+fuzz: SECONDS ?= 60
+fuzz: export RUSTFLAGS = --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cdebug-assertions $(addprefix \
+	-Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table trace-compares)
+fuzz: ## throws bytes at a target of tests/fuzz: TARGET=online_entry or flight_request, SECONDS=60
+	cd tests/fuzz && cargo run --locked --release --target $$(rustc --print host-tuple) --bin $(TARGET) -- \
+		-max_total_time=$(SECONDS) -max_len=4096
 
 # benches/compare: figures for RESULTS.md, on a quiet machine. SIZE=S or M, RUNS=3, BENCH_DATA=directory for the data.
 BENCH_VENV ?= .venv-bench

@@ -169,6 +169,8 @@ serve_args! {
     log_level "FLETCHING_LOG_LEVEL" "LEVEL";
     /// Look-ups that take this long are logged as other statements are [default: 100ms]
     slow_lookup "FLETCHING_SLOW_LOOKUP" "DURATION";
+    /// Where traces go: the URL of an OpenTelemetry collector that takes OTLP over gRPC [default: nowhere]
+    otlp_endpoint "FLETCHING_OTLP_ENDPOINT" "URL";
     /// How long running queries may take to finish after SIGTERM [default: 30s]
     drain_timeout "FLETCHING_DRAIN_TIMEOUT" "DURATION";
     /// Into how many endpoints a large result is split, for clients that fetch them in parallel [default: 1]
@@ -240,6 +242,8 @@ pub struct Settings {
     pub log_level: String,
     /// Look-ups that take this long are logged as other statements are.
     pub slow_lookup: Duration,
+    /// The collector that takes traces; `None` sends none.
+    pub otlp_endpoint: Option<String>,
     /// How long running queries may take to finish after the signal to stop.
     pub drain_timeout: Duration,
     /// Into how many endpoints a session splits large results, until it says otherwise.
@@ -331,6 +335,7 @@ impl Settings {
             log_format: get("log_format", args.log_format, "text", log_format)?,
             log_level: get("log_level", args.log_level, "info", log_level)?,
             slow_lookup: get("slow_lookup", args.slow_lookup, "100ms", duration)?,
+            otlp_endpoint: get("otlp_endpoint", args.otlp_endpoint, "", endpoints::collector)?,
             drain_timeout: get("drain_timeout", args.drain_timeout, "30s", duration)?,
             endpoints: get("endpoints", args.endpoints, "1", endpoints)?,
             advertise: get("advertise", args.advertise, "", locations)?,

@@ -31,6 +31,7 @@ mod online;
 mod registry;
 mod server;
 pub mod shell;
+mod spans;
 mod sql;
 
 /// Pure algorithms over plain slices, for the benchmarks; no part of the interface.
@@ -43,6 +44,7 @@ pub mod kernels {
 /// What fuzzers throw bytes at; no part of the interface.
 #[doc(hidden)]
 pub mod fuzzing {
+    pub use crate::flight::fuzzing::flight_request;
     pub use crate::model::fuzzing::online_entry;
 }
 

@@ -1,4 +1,4 @@
-//! Into how many endpoints results are split, and where they may be fetched.
+//! Into how many endpoints results are split, and where they may be fetched; and where traces go.
 
 use url::Url;
 
@@ -31,4 +31,14 @@ pub(super) fn locations(text: &str) -> Result<Vec<String>, Why> {
         }
     };
     text.split(',').map(str::trim).filter(|text| !text.is_empty()).map(location).collect()
+}
+
+/// The URL of a collector; nothing is none.
+pub(super) fn collector(text: &str) -> Result<Option<String>, Why> {
+    let is_url = |text: &str| Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+    match text {
+        "" => Ok(None),
+        _ if is_url(text) => Ok(Some(text.to_owned())),
+        _ => Err(format!("'{text}' is no URL such as http://127.0.0.1:4317")),
+    }
 }

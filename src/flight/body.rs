@@ -14,10 +14,11 @@ use futures::stream::{self, StreamExt};
 use http_body::Frame;
 use parking_lot::Mutex;
 use tonic::body::Body;
-use tonic::codegen::http::{HeaderMap, Response as HttpResponse};
+use tonic::codegen::http::Response as HttpResponse;
 use tonic::{Response, Status};
 
 use super::message::Message;
+use super::status::trailers;
 use super::stream::Answers;
 use crate::error::Error;
 
@@ -117,9 +118,7 @@ impl http_body::Body for Messages {
                         return Poll::Ready(Some(Ok(Frame::data(small))));
                     }
                     let Some(status) = self.end.take() else { return Poll::Ready(None) };
-                    let mut trailers = HeaderMap::new();
-                    let added = status.add_header(&mut trailers);
-                    return Poll::Ready(Some(added.map(|()| Frame::trailers(trailers))));
+                    return Poll::Ready(Some(trailers(&status)));
                 }
                 Poll::Pending => {
                     return self

@@ -19,8 +19,9 @@ pub(super) fn asked(headers: &MetadataMap) -> Result<Option<IpcWriteOptions>> {
     let Some(name) = headers.get(HEADER) else { return Ok(None) };
     let codec = match name.as_bytes() {
         b"lz4" => CompressionType::LZ4_FRAME,
+        b"zstd" => CompressionType::ZSTD,
         b"none" => return Ok(None),
-        _ => return Err(Error::invalid(format!("the header {HEADER} is lz4 or none, not {name:?}"))),
+        _ => return Err(Error::invalid(format!("the header {HEADER} is lz4, zstd or none, not {name:?}"))),
     };
     Ok(Some(IpcWriteOptions::default().try_with_compression(Some(codec))?))
 }
@@ -54,8 +55,10 @@ mod tests {
         };
         assert!(super::asked(&MetadataMap::new()).unwrap().is_none());
         assert!(asked("none").unwrap().is_none());
-        let options = format!("{:?}", asked("lz4").unwrap().unwrap());
-        assert!(options.contains("LZ4_FRAME"), "{options}");
-        assert!(asked("gzip").unwrap_err().message().contains("lz4 or none"));
+        for (name, codec) in [("lz4", "LZ4_FRAME"), ("zstd", "ZSTD")] {
+            let options = format!("{:?}", asked(name).unwrap().unwrap());
+            assert!(options.contains(codec), "{options}");
+        }
+        assert!(asked("gzip").unwrap_err().message().contains("lz4, zstd or none"));
     }
 }

@@ -127,6 +127,16 @@ impl Ticket {
     }
 }
 
+/// A handle and a ticket of this content, as nobody could make them who has not the secret.
+pub(super) fn sealed(content: &[u8], seals: &Seals) -> [Bytes; 2] {
+    [&seals.handles, &seals.tickets].map(|seal| {
+        seal.close(1 + content.len(), |bytes| {
+            bytes.push(FORMAT);
+            bytes.extend_from_slice(content);
+        })
+    })
+}
+
 fn encode(message: &impl Message, seal: &Seal) -> Bytes {
     seal.close(1 + message.encoded_len(), |bytes| {
         bytes.push(FORMAT);
@@ -191,6 +201,7 @@ mod tests {
                 now_us: Some(-1),
                 settings: Some(vec![("schema".into(), "shop".into())]),
                 tables: vec![table(Some(i64::MAX)), table(None)],
+                temporary: vec!["labels".into()],
                 part: Some(Part { index: 1, parts: 2, partitions: 5 }),
             };
             let ticket = |moment| Ticket::Query { id: Uuid::from_u128(7), statement: bound.clone(), moment };

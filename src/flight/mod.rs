@@ -11,6 +11,7 @@ mod door;
 mod drain;
 mod endpoints;
 mod exchange;
+pub(crate) mod fuzzing;
 mod handle;
 mod listener;
 mod message;

@@ -17,6 +17,8 @@ pub(super) struct MomentMessage {
     tables: Vec<TableMessage>,
     #[prost(message, optional, tag = "4")]
     part: Option<PartMessage>,
+    #[prost(string, repeated, tag = "5")]
+    temporary: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -75,6 +77,7 @@ impl From<&Moment> for MomentMessage {
             settings: { moment.settings.as_ref() }
                 .map(|changed| SettingsMessage { changed: changed.iter().map(setting).collect() }),
             tables: moment.tables.iter().map(table).collect(),
+            temporary: moment.temporary.clone(),
             part: moment.part.map(|part| PartMessage {
                 index: count(part.index),
                 parts: count(part.parts),
@@ -105,6 +108,7 @@ impl MomentMessage {
             now_us: self.now_us,
             settings: self.settings.map(|settings| settings.changed.into_iter().map(pair).collect()),
             tables: self.tables.into_iter().map(table).collect::<Option<_>>()?,
+            temporary: self.temporary,
             part: self.part.map(part).filter(|part| part.parts > 0),
         })
     }

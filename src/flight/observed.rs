@@ -1,24 +1,31 @@
 //! What every call has in common, whatever it asks: it is counted, and it ends at its client's deadline.
 //!
 //! tonic heeds `grpc-timeout` until an answer begins. Here the deadline holds to the last byte, and what is left of the
-//! call is dropped with it.
+//! call is dropped with it, also where the client neither reads nor goes away.
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http_body::Frame;
+use opentelemetry::propagation::Extractor;
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
 use tokio::time::Sleep;
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, Request, Response};
 use tonic::{Code, Status};
 use tower::{Layer, Service};
+use tracing::{Instrument, Span};
 
+use super::listener::Peer;
+use super::status::trailers;
 use crate::clock::Clock;
 use crate::metrics::{Call, Metrics};
+use crate::spans;
 
 /// Watches the calls of the service within.
 #[derive(Clone)]
@@ -34,13 +41,13 @@ impl Observe {
         Self(Arc::new(Counting { metrics, clock }))
     }
 
-    fn begin(&self, path: &str) -> InFlight {
+    fn begin(&self, path: &str, span: Span) -> InFlight {
         let call = match path.rsplit_once('/') {
             Some(("/arrow.flight.protocol.FlightService", name)) => Call::named(name),
             _ => Call::Other,
         };
         self.0.metrics.calls_in_flight.inc();
-        InFlight { counting: Arc::clone(&self.0), call, started_us: self.0.clock.now_us(), code: None }
+        InFlight { counting: Arc::clone(&self.0), call, span, started_us: self.0.clock.now_us(), code: None }
     }
 }
 
@@ -71,10 +78,13 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let mut call = self.observe.begin(request.uri().path());
+        let path = request.uri().path();
+        let peer = request.extensions().get::<Peer>();
+        let span = spans::call(path, peer.map(|peer| peer.connection.peer), &Headers(request.headers()));
+        let mut call = self.observe.begin(path, span.clone());
         let timeout = request.headers().get("grpc-timeout").and_then(|text| timeout(text.to_str().ok()?));
         let mut deadline = timeout.map(|timeout| Box::pin(tokio::time::sleep(timeout)));
-        let answer = self.inner.call(request);
+        let answer = span.in_scope(|| self.inner.call(request)).instrument(span);
         Box::pin(async move {
             let answer = match &mut deadline {
                 None => answer.await?,
@@ -89,8 +99,21 @@ where
             if call.code.is_some() {
                 return Ok(answer);
             }
-            Ok(answer.map(|body| Body::new(ObservedBody { body: Some(body), deadline, call: Some(call) })))
+            Ok(answer.map(|body| Body::new(ObservedBody::new(body, call, deadline))))
         })
+    }
+}
+
+/// Headers as a propagator of traces reads them.
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(|key| key.as_str()).collect()
     }
 }
 
@@ -98,6 +121,7 @@ where
 struct InFlight {
     counting: Arc<Counting>,
     call: Call,
+    span: Span,
     started_us: i64,
     /// `None` until it is known: a call that ends before was abandoned.
     code: Option<Code>,
@@ -107,26 +131,62 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         let Counting { metrics, clock } = self.counting.as_ref();
         let duration_us = clock.now_us().saturating_sub(self.started_us);
+        let code = self.code.unwrap_or(Code::Cancelled);
         metrics.calls_in_flight.dec();
-        metrics.call_ended(self.call, name(self.code.unwrap_or(Code::Cancelled)), duration_us);
+        metrics.call_ended(self.call, name(code), duration_us);
+        spans::call_ended(&self.span, code as i32, is_failure(code));
     }
 }
 
 /// An answer until its trailers.
 struct ObservedBody {
-    /// `None` when it is over.
-    body: Option<Body>,
-    deadline: Option<Pin<Box<Sleep>>>,
-    /// `None` once its status is known: it is counted before the client hears of it.
-    call: Option<InFlight>,
+    left: Arc<Mutex<Left>>,
+    /// Waits for the deadline beside whoever reads; empty where there is none.
+    deadline: JoinSet<()>,
 }
 
-impl ObservedBody {
+/// What is left of an answer.
+struct Left {
+    /// `None` when it is over.
+    body: Option<Body>,
+    /// `None` once its status is known: it is counted before the client hears of it.
+    call: Option<InFlight>,
+    /// The deadline has passed, and the client is yet to hear of it.
+    is_expired: bool,
+    /// Who waits for more of it.
+    reader: Option<Waker>,
+}
+
+impl Left {
     fn ended(&mut self, code: Option<Code>) {
         if let Some(call) = &mut self.call {
             call.code = code;
         }
         self.call = None;
+    }
+
+    fn expire(&mut self) {
+        if self.body.take().is_some() {
+            self.ended(Some(Code::DeadlineExceeded));
+            self.is_expired = true;
+        }
+        self.reader.take().into_iter().for_each(Waker::wake);
+    }
+}
+
+impl ObservedBody {
+    fn new(body: Body, call: InFlight, at: Option<Pin<Box<Sleep>>>) -> Self {
+        let left = Left { body: Some(body), call: Some(call), is_expired: false, reader: None };
+        let left = Arc::new(Mutex::new(left));
+        let mut deadline = JoinSet::new();
+        if let Some(at) = at {
+            let left = Arc::clone(&left);
+            deadline.spawn(async move {
+                at.await;
+                left.lock().expire();
+            });
+        }
+        Self { left, deadline }
     }
 }
 
@@ -134,34 +194,30 @@ impl http_body::Body for ObservedBody {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = &mut *self;
-        let Some(body) = &mut this.body else { return Poll::Ready(None) };
-        if this.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
-            this.body = None; // and with it the query
-            this.ended(Some(Code::DeadlineExceeded));
-            let mut trailers = HeaderMap::new();
-            let added = expired().add_header(&mut trailers);
-            return Poll::Ready(Some(added.map(|()| Frame::trailers(trailers))));
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let left = &mut *self.left.lock();
+        if std::mem::take(&mut left.is_expired) {
+            return Poll::Ready(Some(trailers(&expired())));
         }
-        let frame = ready!(Pin::new(body).poll_frame(cx));
-        match &frame {
-            Some(Ok(frame)) => {
+        let Some(body) = &mut left.body else { return Poll::Ready(None) };
+        let polled = Pin::new(body).poll_frame(cx);
+        match &polled {
+            Poll::Pending if !self.deadline.is_empty() => left.reader = Some(cx.waker().clone()),
+            Poll::Pending => {}
+            Poll::Ready(Some(Ok(frame))) => {
                 if let Some(trailers) = frame.trailers_ref() {
-                    this.ended(code(trailers));
+                    left.ended(code(trailers));
                 }
             }
-            Some(Err(status)) => this.ended(Some(status.code())),
-            None => this.body = None,
+            Poll::Ready(Some(Err(status))) => left.ended(Some(status.code())),
+            Poll::Ready(None) => left.body = None,
         }
-        Poll::Ready(frame)
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(http_body::Body::is_end_stream)
+        let left = self.left.lock();
+        !left.is_expired && left.body.as_ref().is_none_or(http_body::Body::is_end_stream)
     }
 }
 
@@ -187,6 +243,12 @@ fn timeout(text: &str) -> Option<Duration> {
         "n" => Duration::from_nanos(number),
         _ => return None,
     })
+}
+
+/// Whether the code speaks of the server, not of the call.
+fn is_failure(code: Code) -> bool {
+    use Code::{DataLoss, DeadlineExceeded, Internal, Unavailable, Unimplemented, Unknown};
+    matches!(code, DataLoss | DeadlineExceeded | Internal | Unavailable | Unimplemented | Unknown)
 }
 
 fn name(code: Code) -> &'static str {
@@ -254,10 +316,37 @@ mod tests {
         (seen, text)
     }
 
-    /// A body that never says anything.
-    struct Silent;
+    #[tokio::test]
+    async fn the_deadline_holds_before_an_answer_and_within_it() {
+        let (held, _) = tokio::sync::oneshot::channel();
+        let silent: [BoxFuture<'static, Response<Body>>; 2] =
+            [Box::pin(std::future::pending()), Box::pin(async { Response::new(Body::new(Holding(held))) })];
+        for answer in silent {
+            let (seen, metrics) = called(Some("1m"), answer).await;
+            assert_eq!(seen, Some(Code::DeadlineExceeded));
+            let line = r#"fletching_calls_total{method="DoGet",code="DeadlineExceeded"} 1"#;
+            assert!(metrics.contains(line), "{metrics}");
+        }
+    }
 
-    impl http_body::Body for Silent {
+    #[tokio::test]
+    async fn the_deadline_ends_what_nobody_reads() {
+        let (held, let_go) = tokio::sync::oneshot::channel::<()>();
+        let metrics = Arc::new(Metrics::default());
+        let observe = Observe::new(Arc::clone(&metrics), Arc::new(ManualClock::new(0)));
+        let call = observe.begin("/arrow.flight.protocol.FlightService/DoGet", Span::none());
+        let deadline = Box::pin(tokio::time::sleep(Duration::from_millis(1)));
+        let mut body = ObservedBody::new(Body::new(Holding(held)), call, Some(deadline));
+        assert!(let_go.await.is_err(), "what the answer held is gone, though nobody asked for a byte of it");
+        let frame = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.unwrap().unwrap();
+        assert_eq!(frame.trailers_ref().and_then(code), Some(Code::DeadlineExceeded));
+        assert!(body.is_end_stream());
+    }
+
+    /// A body that never says anything, and holds something.
+    struct Holding(#[expect(dead_code, reason = "held, not read")] tokio::sync::oneshot::Sender<()>);
+
+    impl http_body::Body for Holding {
         type Data = Bytes;
         type Error = Status;
 
@@ -266,18 +355,6 @@ mod tests {
             _: &mut Context<'_>,
         ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
             Poll::Pending
-        }
-    }
-
-    #[tokio::test]
-    async fn the_deadline_holds_before_an_answer_and_within_it() {
-        let silent: [BoxFuture<'static, Response<Body>>; 2] =
-            [Box::pin(std::future::pending()), Box::pin(async { Response::new(Body::new(Silent)) })];
-        for answer in silent {
-            let (seen, metrics) = called(Some("1m"), answer).await;
-            assert_eq!(seen, Some(Code::DeadlineExceeded));
-            let line = r#"fletching_calls_total{method="DoGet",code="DeadlineExceeded"} 1"#;
-            assert!(metrics.contains(line), "{metrics}");
         }
     }
 
@@ -313,7 +390,7 @@ mod tests {
     async fn an_answer_that_is_dropped_was_abandoned() {
         let metrics = Arc::new(Metrics::default());
         let observe = Observe::new(Arc::clone(&metrics), Arc::new(ManualClock::new(0)));
-        drop(observe.begin("/arrow.flight.protocol.FlightService/DoPut"));
+        drop(observe.begin("/arrow.flight.protocol.FlightService/DoPut", Span::none()));
         let (mut registry, mut text) = (Registry::default(), String::new());
         metrics.register(&mut registry);
         encode(&mut text, &registry).unwrap();

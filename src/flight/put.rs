@@ -1,5 +1,7 @@
 //! `DoPut`: updates, bound parameters and bulk ingest.
 
+use std::sync::Arc;
+
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
@@ -35,7 +37,7 @@ const NOTHING_PUT: &str = "the stream ended before its first message: some clien
 
 /// Runs what the first message of the stream asks for.
 pub(super) async fn put(
-    session: &Session,
+    session: &Arc<Session>,
     seals: &Seals,
     mut messages: Streaming<FlightData>,
 ) -> Result<PutResult> {
@@ -65,7 +67,7 @@ pub(super) async fn put(
 }
 
 async fn update(
-    session: &Session,
+    session: &Arc<Session>,
     statement: &Statement,
     parameters: Option<RecordBatch>,
 ) -> Result<PutResult> {
@@ -88,7 +90,7 @@ fn bind(statement: &Statement, seals: &Seals, parameters: Option<RecordBatch>) -
     Ok(PutResult { app_metadata: result.encode_to_vec().into() })
 }
 
-async fn ingest(session: &Session, command: CommandStatementIngest, rows: Rows) -> Result<PutResult> {
+async fn ingest(session: &Arc<Session>, command: CommandStatementIngest, rows: Rows) -> Result<PutResult> {
     let target = ingest_target(command)?;
     let rows = rows.into_stream().ok_or_else(|| Error::invalid("an ingest without a schema"))?;
     Ok(affected_rows(session.ingest(target, rows).await?))

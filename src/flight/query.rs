@@ -4,6 +4,8 @@
 //! So `GetFlightInfo` runs it, once, and the ticket has nothing left to do; a query runs when its ticket is fetched, as
 //! of the moment when the ticket was made.
 
+use std::sync::Arc;
+
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 use arrow::error::ArrowError;
@@ -26,7 +28,7 @@ const SPLIT_BYTES_MAX: usize = 4 << 20;
 
 /// Runs what changes something, describes what answers something.
 pub(super) async fn flight_info(
-    session: &Session,
+    session: &Arc<Session>,
     endpoints: &Endpoints,
     statement: Statement,
     descriptor: FlightDescriptor,

@@ -1,6 +1,7 @@
 //! What the settings say about security, read and checked before anything is served.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::auth::{Authenticator, Method};
 use super::seal::{Purpose, Seal, Secret};
@@ -38,24 +39,28 @@ impl Security {
             None if settings.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()) => Method::Certificate,
             None => Method::Open,
         };
-        let seal = |purpose, life| Seal::new(&secret, purpose, life, Arc::clone(clock));
-        let tokens = seal(Purpose::Token, settings.token_ttl);
-        let seals = Seals {
-            handles: seal(Purpose::Handle, settings.handle_ttl),
-            tickets: seal(Purpose::Ticket, settings.ticket_ttl),
-        };
+        let tokens = Seal::new(&secret, Purpose::Token, settings.token_ttl, Arc::clone(clock));
+        let seals = Seals::new(&secret, settings.handle_ttl, settings.ticket_ttl, clock);
         let auth = Authenticator::new(method, tokens, Arc::clone(clock));
         Ok(Self { auth: Arc::new(auth), seals: Arc::new(seals), tls })
     }
 }
 
-#[cfg(test)]
 impl Seals {
-    /// Seals that hold for a day of this clock.
+    fn new(secret: &Secret, handle_ttl: Duration, ticket_ttl: Duration, clock: &Arc<dyn Clock>) -> Self {
+        let seal = |purpose, life| Seal::new(secret, purpose, life, Arc::clone(clock));
+        Self { handles: seal(Purpose::Handle, handle_ttl), tickets: seal(Purpose::Ticket, ticket_ttl) }
+    }
+
+    /// Seals of nobody else, that hold for a day of this clock: for tests and fuzzers.
+    pub(super) fn for_a_day(clock: &Arc<dyn Clock>) -> Self {
+        let day = Duration::from_secs(86_400);
+        Self::new(&Secret::random(), day, day, clock)
+    }
+
+    #[cfg(test)]
     pub(super) fn for_test() -> (Self, Arc<crate::clock::ManualClock>) {
         let clock = Arc::new(crate::clock::ManualClock::new(0));
-        let (secret, day) = (Secret::random(), std::time::Duration::from_secs(86_400));
-        let seal = |purpose| Seal::new(&secret, purpose, day, clock.clone());
-        (Self { handles: seal(Purpose::Handle), tickets: seal(Purpose::Ticket) }, clock)
+        (Self::for_a_day(&(clock.clone() as _)), clock)
     }
 }

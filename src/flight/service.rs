@@ -19,6 +19,7 @@ use super::compression;
 use super::drain::{Drain, InFlight};
 use super::endpoints::{Endpoints, info};
 use super::exchange;
+use super::listener::Peer;
 use super::message::Message;
 use super::metadata;
 use super::put;
@@ -199,8 +200,10 @@ impl FlightService for Service {
         if call.extensions().get::<Caller>().is_some() {
             return Ok(Response::new(one(HandshakeResponse::default())));
         }
+        let peer = call.extensions().get::<Peer>();
+        let client = peer.ok_or_else(|| Error::internal("a call without a connection"))?.connection.peer;
         let first = call.into_inner().message().await.map_err(|status| from_client_stream(&status))?;
-        let token = self.auth.greet(&first.unwrap_or_default().payload).await?;
+        let token = self.auth.greet(&first.unwrap_or_default().payload, client).await?;
         let payload = token.into_bytes();
         Ok(Response::new(one(HandshakeResponse { payload, ..HandshakeResponse::default() })))
     }

@@ -1,6 +1,9 @@
 //! Errors meet gRPC here, once: what the caller should do next decides the code.
 
 use arrow_flight::error::FlightError;
+use bytes::Bytes;
+use http_body::Frame;
+use tonic::codegen::http::HeaderMap;
 use tonic::{Code, Status};
 
 use crate::error::{Error, ErrorKind};
@@ -33,6 +36,13 @@ impl From<Error> for Status {
         }
         Status::new(code(error.kind()), shortened(error.to_string()))
     }
+}
+
+/// The last frame of an answer.
+pub(super) fn trailers(status: &Status) -> Result<Frame<Bytes>, Status> {
+    let mut trailers = HeaderMap::new();
+    status.add_header(&mut trailers)?;
+    Ok(Frame::trailers(trailers))
 }
 
 /// What the decoder of a client's stream reports: the client's mistake, or its connection's.

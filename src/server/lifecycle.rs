@@ -85,6 +85,7 @@ impl Server {
         self.http.iter().for_each(Http::drains);
         let closed = self.door.close(self.drain_timeout).await;
         self.upkeep.stop().await;
+        self.engine.stop().await;
         if let Some(http) = self.http {
             http.close().await;
         }
@@ -94,7 +95,19 @@ impl Server {
 
 /// `fletching serve`: serves until SIGTERM or SIGINT, then drains; a second signal ends it at once.
 pub async fn serve(settings: Settings) -> Result<()> {
-    logging::install(&settings)?;
+    let telemetry = logging::install(&settings)?;
+    // Every connection is an open file, and most systems allow few by default, but as many as one asks for.
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+    let served = serve_until_signalled(settings).await;
+    if let Some(telemetry) = telemetry {
+        telemetry.stop().await;
+    }
+    served
+}
+
+async fn serve_until_signalled(settings: Settings) -> Result<()> {
     let unhandled = |error: io::Error| Error::internal(format!("cannot handle signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(unhandled)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(unhandled)?;

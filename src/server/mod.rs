@@ -3,6 +3,7 @@
 mod engine;
 mod lifecycle;
 mod logging;
+mod telemetry;
 mod upkeep;
 
 pub use engine::open_engine;

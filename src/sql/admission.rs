@@ -75,12 +75,12 @@ impl Admission {
 
 /// Whether the plan reads nothing but constants and what the store says of itself: such a statement needs no slot, so
 /// that one can see what runs, and end it, when there is none. Constants alone can be made into many rows, too.
-pub(super) fn is_light(plan: &LogicalPlan) -> Result<bool> {
+pub(super) fn is_light(plan: &LogicalPlan, default_schema: &str) -> Result<bool> {
     let (mut light, mut of_store, mut makes_rows) = (true, false, false);
     plan.apply_with_subqueries(|node| {
         light = match node {
             LogicalPlan::TableScan(scan) => {
-                of_store = scan.table_name.schema().is_some_and(|schema| RESERVED_SCHEMAS.contains(&schema));
+                of_store = RESERVED_SCHEMAS.contains(&scan.table_name.schema().unwrap_or(default_schema));
                 of_store
             }
             LogicalPlan::Join(_) | LogicalPlan::Unnest(_) => {

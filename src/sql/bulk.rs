@@ -71,7 +71,11 @@ impl Session {
     ///
     /// # Errors
     /// `NotFound` and `AlreadyExists` by the target's modes; `Invalid` where rows do not fit the table.
-    pub async fn ingest(&self, target: IngestTarget, batches: SendableRecordBatchStream) -> Result<u64> {
+    pub async fn ingest(
+        self: &Arc<Self>,
+        target: IngestTarget,
+        batches: SendableRecordBatchStream,
+    ) -> Result<u64> {
         let name = match &target.schema {
             Some(schema) => TableName::new(schema, &target.table),
             None => TableName::new(self.catalog.schema(), &target.table),
@@ -79,7 +83,9 @@ impl Session {
         let mut watch = self.watch(Kind::Ingest, None, &format!("-- bulk ingest into {name}"));
         watch.runs();
         let batches = watch.counting(batches);
-        let done = watch.until_cancelled(self.ingest_into(&name, target, batches)).await;
+        let session = Arc::clone(self);
+        let work = async move { session.ingest_into(&name, target, batches).await };
+        let done = watch.until_cancelled(self.engine.compute.run(work)).await;
         watch.changed(done)
     }
 

@@ -10,6 +10,7 @@ use parking_lot::RwLock;
 
 use super::feature_group_table::FeatureGroupTable;
 use super::insert::PlainTable;
+use super::moment::Moment;
 use super::running::Running;
 use super::system::{self, Known};
 use super::temp::TempObjects;
@@ -143,17 +144,20 @@ pub(super) struct Catalog {
     /// The current schema of the statement, where it is not the session's.
     schema: Option<String>,
     versions: Arc<[TableVersion]>,
+    /// The temporary objects that the statement names; `None` for all of the session.
+    temporary: Option<Arc<[String]>>,
 }
 
 impl Catalog {
     /// What the session sees.
     pub(super) fn of(session: Arc<SessionCatalog>) -> Self {
-        Self { session, schema: None, versions: Arc::default() }
+        Self { session, schema: None, versions: Arc::default(), temporary: None }
     }
 
     /// What a statement sees that was described before, in a session whose current schema was `schema`.
-    pub(super) fn as_of(session: Arc<SessionCatalog>, schema: String, versions: Arc<[TableVersion]>) -> Self {
-        Self { session, schema: Some(schema), versions }
+    pub(super) fn as_of(session: Arc<SessionCatalog>, schema: String, moment: &Moment) -> Self {
+        let (versions, temporary) = (moment.tables.clone().into(), moment.temporary.clone().into());
+        Self { session, schema: Some(schema), versions, temporary: Some(temporary) }
     }
 }
 
@@ -194,10 +198,12 @@ impl StoredSchema {
     }
 
     fn temp(&self, name: &str) -> Option<Arc<dyn TableProvider>> {
-        // A ticket's table was a stored one, whatever the session has made since.
-        let pinned = { self.catalog.versions.iter() }
-            .any(|version| version.name.schema == self.name && version.name.name == name);
-        if self.holds_temp() && !pinned { self.catalog.session.temp.get(name) } else { None }
+        // Another table of a ticket was a stored one, whatever the session has made since.
+        let names_it = match &self.catalog.temporary {
+            Some(temporary) => temporary.iter().any(|named| named == name),
+            None => true,
+        };
+        if names_it && self.holds_temp() { self.catalog.session.temp.get(name) } else { None }
     }
 }
 

@@ -21,6 +21,7 @@ use uuid::Uuid;
 use super::asof::{self, AsofExtensionPlanner};
 use super::catalog::{Catalog, SessionCatalog};
 use super::compiled::CompiledStatements;
+use super::compute::Compute;
 use super::latest;
 use super::running::{Owner, RunLimits, Running};
 use super::session::Session;
@@ -69,6 +70,7 @@ pub struct Engine {
     pub(super) runtime: Arc<RuntimeEnv>,
     pub(super) compiled: CompiledStatements,
     pub(super) running: Arc<Running>,
+    pub(super) compute: Compute,
     pub(super) metrics: Arc<Metrics>,
     memory_limit_bytes: Option<usize>,
     /// What every session begins with.
@@ -149,6 +151,7 @@ impl Engine {
             runtime,
             compiled,
             running,
+            compute: Compute::start()?,
             metrics,
             memory_limit_bytes,
             config,
@@ -177,7 +180,13 @@ impl Engine {
     /// Brings the online store up to the Iceberg snapshots that it has not applied; cheap where it has. Returns how
     /// many feature groups remain behind, because the store does not answer.
     pub(crate) async fn catch_up(&self) -> Result<usize> {
-        self.ingest.catch_up_all().await
+        let ingest = Arc::clone(&self.ingest);
+        self.compute.run(async move { ingest.catch_up_all().await }).await
+    }
+
+    /// Ends what runs, and takes nothing new.
+    pub(crate) async fn stop(&self) {
+        self.compute.stop().await;
     }
 
     /// Where this server counts.

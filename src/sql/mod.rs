@@ -6,6 +6,7 @@ mod bind;
 mod bulk;
 mod catalog;
 mod compiled;
+mod compute;
 mod ddl;
 mod definition;
 mod engine;

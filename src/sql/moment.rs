@@ -4,7 +4,7 @@
 //!    versions of tables it reads, what time it is, and the session's settings. Where it can, it splits the result.
 //! 2. [`Session::query_at`] plans it again under the same circumstances, in any session of any server.
 //!
-//! What a session has to itself, its temporary tables, it has only there; and `LATEST` serves what is the latest then.
+//! What a session has to itself, its temporary tables, it has only there, as they are when it fetches; and `LATEST` serves what is the latest then.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -24,10 +24,11 @@ use super::catalog::Catalog;
 use super::engine::CATALOG;
 use super::latest;
 use super::parts::{self, Part};
-use super::session::{Planned, Prepared, Session};
+use super::session::{Planned, Prepared, Session, default_schema, referenced};
 use super::settings;
+use super::statement::{self, Statement};
 use super::time_travel::stored_rows;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exec::SessionOptions;
 use crate::metrics::Kind;
 use crate::model::TableVersion;
@@ -41,6 +42,8 @@ pub struct Moment {
     pub settings: Option<Vec<(String, String)>>,
     /// The tables it reads that are not as they are now.
     pub tables: Vec<TableVersion>,
+    /// The temporary tables and views that its text names.
+    pub temporary: Vec<String>,
     /// Which part of the result is wanted; `None` is all of it.
     pub part: Option<Part>,
 }
@@ -91,7 +94,7 @@ impl Session {
             return Ok(looked_up(prepared));
         }
         let ordered = is_ordered(&plan);
-        let moment = self.moment(&state, &plan)?;
+        let moment = self.moment(&state, sql, &plan)?;
         let moments = match self.split(&state, plan, values, &moment).await? {
             moments if moments.is_empty() => vec![moment],
             moments => moments,
@@ -108,8 +111,14 @@ impl Session {
         if let Some(changed) = &moment.settings {
             settings::restore(&mut state, self.engine.config.options(), changed)?;
         }
+        if let Some(gone) = moment.temporary.iter().find(|name| self.catalog.temp.get(name).is_none()) {
+            return Err(Error::not_found(format!(
+                "the query reads '{gone}', which was temporary in the session that asked, and this one has none of \
+                 that name: fetch it there, on the same connection or with its cookie"
+            )));
+        }
         let schema = state.config_options().catalog.default_schema.clone();
-        let catalog = Catalog::as_of(Arc::clone(&self.catalog), schema, moment.tables.clone().into());
+        let catalog = Catalog::as_of(Arc::clone(&self.catalog), schema, moment);
         let catalogs = MemoryCatalogProviderList::new();
         catalogs.register_catalog(CATALOG.to_owned(), Arc::new(catalog));
         state.register_catalog_list(Arc::new(catalogs));
@@ -125,15 +134,34 @@ impl Session {
     }
 
     /// What the result of `plan` depends on.
-    fn moment(&self, state: &SessionState, plan: &LogicalPlan) -> Result<Moment> {
+    fn moment(&self, state: &SessionState, sql: &str, plan: &LogicalPlan) -> Result<Moment> {
         let (tables, serves_now) = read_by(plan)?;
         let now = state.execution_props().query_execution_start_time;
         Ok(Moment {
             now_us: now.filter(|_| !serves_now).map(|now| now.timestamp_micros()),
             settings: Some(settings::changed(state.config_options(), self.engine.config.options())),
             tables,
+            temporary: self.temporary_in(state, sql)?,
             part: None,
         })
+    }
+
+    /// The temporary objects of this session that the text names.
+    fn temporary_in(&self, state: &SessionState, sql: &str) -> Result<Vec<String>> {
+        if self.catalog.temp.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Statement::DataFusion(statement) = statement::parse(sql)? else { return Ok(Vec::new()) };
+        let mut names = Vec::new();
+        for reference in state.resolve_table_references(&statement)? {
+            let name = referenced(&reference, default_schema(state))?;
+            let is_temporary =
+                self.catalog.holds_temp(&name.schema) && self.catalog.temp.get(&name.name).is_some();
+            if is_temporary && !names.contains(&name.name) {
+                names.push(name.name);
+            }
+        }
+        Ok(names)
     }
 
     /// The moments of as many parts as the session wants, as far as the query can be split; empty where it cannot.

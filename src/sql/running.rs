@@ -19,12 +19,14 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tracing::Span;
 use uuid::Uuid;
 
 use super::admission::{Admission, Slot};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Kind, Metrics, outcome};
+use crate::spans;
 
 /// Longer statements are cut where they are shown.
 const SQL_BYTES_MAX: usize = 4 << 10;
@@ -169,14 +171,14 @@ impl Running {
         let serial = listed.last_key_value().map_or(0, |(last, _)| last + 1);
         listed.insert(serial, Arc::clone(&run));
         drop(listed);
-        let listed = Some(Listed { serial, cancelled, slot: None });
-        Watch { running: Arc::clone(self), run, listed, end: None }
+        let listed = Some(Listed { serial, cancelled });
+        Watch::new(self, run, listed)
     }
 
     /// Counts a look-up that begins, and does not list it.
     pub(super) fn begin_unlisted(self: &Arc<Self>, sql: &Arc<str>, owner: &Arc<Owner>) -> Watch {
         let run = self.run(Kind::Lookup, Uuid::nil(), Arc::clone(sql), owner, None);
-        Watch { running: Arc::clone(self), run: Arc::new(run), listed: None, end: None }
+        Watch::new(self, Arc::new(run), None)
     }
 
     fn run(
@@ -253,6 +255,7 @@ pub(super) struct Watch {
     running: Arc<Running>,
     run: Arc<Run>,
     listed: Option<Listed>,
+    span: Span,
     /// `None` until it is known.
     end: Option<End>,
 }
@@ -262,7 +265,6 @@ pub(super) struct Watch {
 struct Listed {
     serial: u64,
     cancelled: oneshot::Receiver<()>,
-    slot: Option<Slot>,
 }
 
 impl Drop for Watch {
@@ -272,33 +274,42 @@ impl Drop for Watch {
             self.running.listed.lock().remove(&listed.serial);
         }
         let gone = || Err((ErrorKind::Cancelled, "whoever asked went away".to_owned()));
-        self.running.over(&self.run, listed.is_some(), self.end.take().unwrap_or_else(gone));
+        let end = self.end.take().unwrap_or_else(gone);
+        let error = end.as_ref().err().map(|(kind, message)| (*kind, message.as_str()));
+        spans::statement_ended(&self.span, self.run.rows(), error);
+        self.running.over(&self.run, listed.is_some(), end);
     }
 }
 
 impl Watch {
+    fn new(running: &Arc<Running>, run: Arc<Run>, listed: Option<Listed>) -> Self {
+        let span = spans::statement(run.kind, &run.sql, run.owner.user.as_deref());
+        Self { running: Arc::clone(running), run, listed, span, end: None }
+    }
+
+    fn is(&self, state: u8) {
+        self.run.state.store(state, Relaxed);
+        spans::statement_is(&self.span, self.run.state());
+    }
+
     /// Waits for a slot.
     ///
     /// # Errors
     /// As [`Admission::slot`], and `Cancelled`.
-    pub(super) async fn admitted(&mut self) -> Result<()> {
+    pub(super) async fn admitted(&mut self) -> Result<Slot> {
         let running = Arc::clone(&self.running);
-        let slot = match running.admission.try_slot() {
-            Some(slot) => slot,
+        match running.admission.try_slot() {
+            Some(slot) => Ok(slot),
             None => {
-                self.run.state.store(QUEUED, Relaxed);
-                self.until_cancelled(running.admission.slot()).await?
+                self.is(QUEUED);
+                self.until_cancelled(running.admission.slot()).await
             }
-        };
-        if let Some(listed) = &mut self.listed {
-            listed.slot = Some(slot);
         }
-        Ok(())
     }
 
     /// It is planned, and begins to run.
     pub(super) fn runs(&self) {
-        self.run.state.store(RUNNING, Relaxed);
+        self.is(RUNNING);
     }
 
     /// Does the work, unless somebody ends the statement.

@@ -44,6 +44,8 @@ use crate::metrics::Kind;
 use crate::model::{FeatureGroup, TableName};
 use crate::registry::Object;
 
+const SHOW_SCHEMAS: &str =
+    "SELECT DISTINCT schema_name FROM information_schema.schemata ORDER BY schema_name";
 const SHOW_FEATURE_GROUPS: &str = "SELECT * FROM system.feature_groups ORDER BY schema_name, name, version";
 
 /// Whether a statement returns rows or changes something.
@@ -233,15 +235,18 @@ impl Session {
             if moment.is_now() {
                 self.prepare_query(sql, plan.clone(), None, generation)?; // the next time it is ready
             }
-            let light = is_light(&plan)?;
+            let light = is_light(&plan, default_schema(&state))?;
             Ok((state, bind::bind(plan, parameters)?, light))
         };
         let (state, bound, light) = watch.until_cancelled(planning).await?;
-        // Clients read the parts of a result in order, so a part must not wait for another's turn to end.
-        if !light && moment.part.is_none() {
-            watch.admitted().await?;
+        if light {
+            return watch.until_cancelled(run_query(state, bound, moment.part)).await;
         }
-        watch.until_cancelled(run_query(state, bound, moment.part)).await
+        // Clients read the parts of a result in order, so a part must not wait for another's turn to end.
+        let slot = if moment.part.is_none() { Some(watch.admitted().await?) } else { None };
+        let compute = &self.engine.compute;
+        let rows = watch.until_cancelled(compute.run(run_query(state, bound, moment.part))).await?;
+        Ok(compute.rows(rows, slot))
     }
 
     /// Runs a statement that is not a query, once for each row of `parameters`. Returns the rows it changed, 0 for
@@ -249,14 +254,14 @@ impl Session {
     ///
     /// # Errors
     /// `Invalid` where the statement is a query or a parameter does not fit. A failed INSERT leaves no row behind.
-    pub async fn update(&self, sql: &str, parameters: Option<&RecordBatch>) -> Result<u64> {
+    pub async fn update(self: &Arc<Self>, sql: &str, parameters: Option<&RecordBatch>) -> Result<u64> {
         let mut watch = self.watch(Kind::Update, None, sql);
         let done = self.run_watched(&mut watch, sql, parameters).await;
         watch.changed(done)
     }
 
     async fn run_watched(
-        &self,
+        self: &Arc<Self>,
         watch: &mut Watch,
         sql: &str,
         parameters: Option<&RecordBatch>,
@@ -267,20 +272,22 @@ impl Session {
             Ok((state, planned))
         };
         let (state, planned) = watch.until_cancelled(planning).await?;
-        if let Planned::Update(plan) = &planned
-            && !is_light(plan)?
-        {
-            watch.admitted().await?;
+        let is_heavy = match &planned {
+            Planned::Update(plan) => !is_light(plan, default_schema(&state))?,
+            _ => false,
+        };
+        if !is_heavy {
+            watch.runs();
+            return watch.until_cancelled(self.run_planned(&state, planned, parameters)).await;
         }
+        let slot = watch.admitted().await?;
         watch.runs();
-        let changes_no_definition = matches!(
-            planned,
-            Planned::Query(_)
-                | Planned::KillQuery(_)
-                | Planned::Update(LogicalPlan::Dml(_) | LogicalPlan::Statement(_))
-        );
-        let _forget = (!changes_no_definition).then(|| ForgetAtEnd(&self.engine.compiled));
-        watch.until_cancelled(self.run_planned(&state, planned, parameters)).await
+        let (session, parameters) = (Arc::clone(self), parameters.cloned());
+        let work = self.engine.compute.run(async move {
+            let _slot = slot;
+            session.run_planned(&state, planned, parameters.as_ref()).await
+        });
+        watch.until_cancelled(work).await
     }
 
     /// Lists a statement of this session that begins.
@@ -308,6 +315,13 @@ impl Session {
         planned: Planned,
         parameters: Option<&RecordBatch>,
     ) -> Result<u64> {
+        let changes_no_definition = matches!(
+            planned,
+            Planned::Query(_)
+                | Planned::KillQuery(_)
+                | Planned::Update(LogicalPlan::Dml(_) | LogicalPlan::Statement(_))
+        );
+        let _forget = (!changes_no_definition).then(|| ForgetAtEnd(&self.engine.compiled));
         match planned {
             Planned::Query(_) => {
                 Err(Error::invalid("the statement is a query: run it as one to get its rows"))
@@ -344,10 +358,17 @@ impl Session {
                 let plan = insert::nulls_reach_ingest(LogicalPlan::Dml(dml))?;
                 count(run(state, &plan).await?).await
             }
-            LogicalPlan::Dml(dml) => Err(Error::unsupported(format!(
-                "{} is not supported on '{}': rows are only added; a later row of the same key and time wins",
-                dml.op, dml.table_name
-            ))),
+            LogicalPlan::Dml(dml) => {
+                let name = referenced(&dml.table_name, default_schema(state))?;
+                let hint = match self.feature_group(&name).await? {
+                    Some(_) => "a later row of the same key and time wins",
+                    None => "CREATE TABLE … AS SELECT makes a table of those to keep",
+                };
+                let (op, table) = (dml.op.to_string().to_uppercase(), dml.table_name);
+                Err(Error::unsupported(format!(
+                    "{op} is not supported on '{table}': rows are only added; {hint}"
+                )))
+            }
             LogicalPlan::Ddl(ddl) => self.run_ddl(state, ddl).await,
             LogicalPlan::Statement(statement) => self.run_setting(statement).await.map(|()| 0),
             LogicalPlan::Copy(_) => Err(Error::unsupported(
@@ -396,12 +417,8 @@ impl Session {
                 Ok(Planned::Update(LogicalPlan::Statement(LogicalStatement::SetVariable(set))))
             }
             Statement::KillQuery(id) => Ok(Planned::KillQuery(id)),
-            Statement::ShowFeatureGroups => {
-                let Statement::DataFusion(statement) = statement::parse(SHOW_FEATURE_GROUPS)? else {
-                    return Err(Error::internal("SHOW FEATURE GROUPS does not parse"));
-                };
-                Ok(Planned::Query(state.statement_to_plan(*statement).await?))
-            }
+            Statement::ShowFeatureGroups => show(state, SHOW_FEATURE_GROUPS).await,
+            Statement::ShowSchemas => show(state, SHOW_SCHEMAS).await,
             Statement::Describe(name) => Ok(Planned::Query(self.describe_table(state, &name).await?)),
         }
     }
@@ -428,6 +445,14 @@ impl Session {
             _ => None,
         })
     }
+}
+
+/// The plan of a statement that is short for this one.
+async fn show(state: &SessionState, long: &str) -> Result<Planned> {
+    let Statement::DataFusion(statement) = statement::parse(long)? else {
+        return Err(Error::internal(format!("{long} does not parse")));
+    };
+    Ok(Planned::Query(state.statement_to_plan(*statement).await?))
 }
 
 /// Optimizes, plans and starts a plan; partitions come as one stream.

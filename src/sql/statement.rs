@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! CREATE FEATURE GROUP [IF NOT EXISTS] name (column …, ENTITY KEY (…), EVENT TIME (…)) [COMMENT '…'] [WITH (…)]
-//! DROP FEATURE GROUP [IF EXISTS] name      SHOW FEATURE GROUPS      DESCRIBE name      USE [SCHEMA] name      KILL QUERY 'id'
+//! DROP FEATURE GROUP [IF EXISTS] name      SHOW FEATURE GROUPS      SHOW SCHEMAS      DESCRIBE name      USE [SCHEMA] name      KILL QUERY 'id'
 //! ```
 
 use datafusion::sql::parser::{DFParser, DFParserBuilder, Statement as DataFusionStatement};
@@ -33,6 +33,7 @@ pub(super) enum Statement {
     CreateFeatureGroup(Box<CreateFeatureGroup>),
     DropFeatureGroup { name: ObjectName, if_exists: bool },
     ShowFeatureGroups,
+    ShowSchemas,
     Describe(ObjectName),
     KillQuery(Uuid),
     Use(ObjectName),
@@ -78,14 +79,16 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
             words_of(&mut parser, 3);
             finished(Ok(Statement::ShowFeatureGroups), &mut parser)
         }
-        ["KILL", "QUERY"] => {
+        ["SHOW", "SCHEMAS" | "DATABASES"] => {
             words_of(&mut parser, 2);
-            let id = parser.parse_literal_string().map_err(unparsable)?;
-            let id = id.parse().map_err(|_| {
-                Error::invalid(format!(
-                    "'{id}' is no query's id: write KILL QUERY '…' with one of system.queries"
-                ))
-            })?;
+            finished(Ok(Statement::ShowSchemas), &mut parser)
+        }
+        ["KILL", "QUERY", ..] => {
+            words_of(&mut parser, 2);
+            let hint = "write KILL QUERY '…' with a query_id of system.queries";
+            let id = parser.parse_literal_string();
+            let id = id.map_err(|_| Error::invalid(format!("the id of a query is a text: {hint}")))?;
+            let id = id.parse().map_err(|_| Error::invalid(format!("'{id}' is no query's id: {hint}")))?;
             finished(Ok(Statement::KillQuery(id)), &mut parser)
         }
         ["DESCRIBE" | "DESC", ..] => {
@@ -219,6 +222,10 @@ fn create_feature_group(parser: &mut Parser<'_>) -> Result<Statement, ParserErro
         } else if starts_with(parser, "EVENT", "TIME") {
             words_of(parser, 2);
             create.event_time.extend(names(parser)?);
+        } else if starts_with(parser, "PRIMARY", "KEY") {
+            return Err(ParserError::ParserError(
+                "a feature group has no PRIMARY KEY: write ENTITY KEY (…) and EVENT TIME (…)".to_owned(),
+            ));
         } else {
             create.columns.push(parser.parse_column_def()?);
         }
@@ -318,7 +325,9 @@ mod tests {
             ("CREATE FEATURE GROUP g (a INT b INT)", "after a column of the feature group"),
             ("CREATE OR REPLACE FEATURE GROUP g (a INT)", "would lose history"),
             ("DROP FEATURE GROUP", "SQL does not parse"),
-            ("KILL QUERY", "SQL does not parse"),
+            ("KILL QUERY", "the id of a query is a text"),
+            ("KILL QUERY 550e8400-e29b-41d4-a716-446655440000", "the id of a query is a text"),
+            ("CREATE FEATURE GROUP g (a INT, PRIMARY KEY (a))", "write ENTITY KEY"),
             ("KILL QUERY '7'", "'7' is no query's id"),
         ];
         for (sql, expected) in cases {

@@ -1,6 +1,5 @@
 //! What an operator sees and does: health, metrics, what runs; and the manners of a server under load.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +19,6 @@ use fletching::{Server, Settings};
 use futures::{StreamExt, TryStreamExt, stream};
 use prost::Message;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
@@ -33,6 +31,7 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
+use crate::support::http::{get as http, metric as value, until};
 use crate::support::{START_US, connect, start_server_with};
 
 type Client = FlightSqlServiceClient<Channel>;
@@ -45,9 +44,6 @@ const LONG_SORT: &str =
 /// What runs, but for the statement that asks.
 const OTHERS: &str =
     "SELECT query_id, kind, state, sql, client, rows FROM system.queries WHERE state <> 'planning'";
-
-/// How long a condition may take to come true.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 struct House {
     server: Server,
@@ -111,29 +107,6 @@ impl House {
         .await;
         ids
     }
-}
-
-async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
-    let waiting = async {
-        while !is().await {
-            tokio::task::yield_now().await;
-        }
-    };
-    assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "waited in vain for {what}");
-}
-
-async fn http(address: SocketAddr, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: here\r\n\r\n").as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap(); // the server closes when it has answered
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
-}
-
-fn value(text: &str, name: &str) -> f64 {
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.unwrap_or_else(|| panic!("{name} is not in\n{text}")).parse().unwrap()
 }
 
 async fn ticket(client: &mut Client, sql: &str) -> Ticket {
@@ -430,6 +403,44 @@ async fn a_query_ends_at_its_deadline() {
         assert_eq!(ended.code(), Code::DeadlineExceeded, "{sql}: {ended}");
         house.until_running(&[]).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_ends_at_its_deadline_though_nobody_reads_it() {
+    let house = House::open().await;
+    let mut client = house.client().await;
+    let mut request = Request::new(ticket(&mut client, ENDLESS).await);
+    request.metadata_mut().insert("grpc-timeout", "1S".parse().unwrap());
+    let unread = client.inner_mut().do_get(request).await.unwrap();
+    house.until_running(&[]).await;
+    let expired = r#"fletching_calls_total{method="DoGet",code="DeadlineExceeded"}"#;
+    house.until_metric(expired, |count| count == 1.0).await;
+    drop(unread);
+}
+
+/// Each poll of it keeps a core for a while, to compare a batch with a hundred thousand rows, and gives nothing.
+const BUSY: &str = "SELECT count(*) FROM generate_series(1, 100000) a JOIN generate_series(1, 1000000000) b \
+                    ON a.value % 1000 + b.value % 1000 > 5000";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plans_that_keep_every_core_keep_nobody_waiting() {
+    let house = House::open().await;
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let mut busy = Vec::new();
+    for _ in 0..cores + 1 {
+        busy.push(waiting(house.client().await, BUSY));
+    }
+    let mut operator = house.client().await;
+    let ids = house.until_running(&vec!["running"; cores + 1]).await;
+    assert_eq!(house.http("/health/live").await.0, 200);
+    assert_eq!(number(&query(&mut operator, "SELECT 1").await.unwrap()), 1);
+    for id in ids {
+        update(&mut operator, &format!("KILL QUERY '{id}'")).await.unwrap();
+    }
+    for busy in busy {
+        assert_eq!(status(busy.await.unwrap().unwrap_err()).code(), Code::Cancelled);
+    }
+    house.until_running(&[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

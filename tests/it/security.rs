@@ -233,6 +233,21 @@ async fn clients_of_the_older_protocol_greet_in_a_message() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_has_not_signed_in_may_send_little() {
+    let house = House::open().await;
+    let mut client = house.nobody().await;
+    let mut greet = async |bytes: usize| {
+        let greeting = HandshakeRequest { payload: vec![7; bytes].into(), ..HandshakeRequest::default() };
+        let answer = client.inner_mut().handshake(stream::iter([greeting])).await;
+        answer.map(drop).unwrap_err()
+    };
+    assert_eq!(greet(1 << 10).await.code(), Code::Unauthenticated);
+    let refused = greet(1 << 20).await;
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("has not signed in"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn handles_and_tickets_are_those_that_were_given_out_and_in_time() {
     let house = House::open().await;
     let mut client = house.service().await;

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Either, Ready, ready};
+use http_body_util::{BodyExt, Limited};
 use moka::sync::Cache;
 use tonic::Status;
 use tonic::body::Body;
@@ -22,6 +23,9 @@ use crate::flight::listener::{ConnectionId, Peer};
 const HANDSHAKE: &str = "/arrow.flight.protocol.FlightService/Handshake";
 /// Whoever asks whether the server is well learns just that, and has no name: load balancers and probes.
 const HEALTH: &str = "/grpc.health.v1.Health/";
+
+/// What a call may carry of which nobody knows yet who makes it: a name and a password, or less.
+const NAMELESS_BYTES_MAX: usize = 64 << 10;
 
 /// More certificates than connections are not needed, and asked for again at no great cost.
 const CERTIFICATES_MAX: u64 = 4096;
@@ -72,8 +76,12 @@ impl Gate {
             Identity::Renewed(user, token) => (Some(user), Some(token.header())),
             Identity::Unproven(basic) => return Ok(Admitted::Unproven(peer, basic)),
             Identity::Silent => match call.uri().path() {
-                HANDSHAKE => return Ok(Admitted::Nameless),
+                HANDSHAKE => {
+                    limit(call);
+                    return Ok(Admitted::Nameless);
+                }
                 path if path.starts_with(HEALTH) => {
+                    limit(call);
                     // Nobody has been let in yet, and so the connection's time runs on.
                     call.extensions_mut().insert(Caller { connection, user: None });
                     return Ok(Admitted::Named);
@@ -138,7 +146,7 @@ where
                 let clone = self.inner.clone();
                 let mut inner = std::mem::replace(&mut self.inner, clone);
                 let answer = async move {
-                    match auth.verify(basic).await {
+                    match auth.verify(basic, peer.connection.peer).await {
                         Ok((user, token)) => {
                             peer.admitted();
                             call.extensions_mut()
@@ -153,6 +161,14 @@ where
             Err(error) => Either::Left(Either::Right(ready(Ok(refusal(error))))),
         }
     }
+}
+
+/// Bounds what the call may carry.
+fn limit(call: &mut Request<Body>) {
+    let body = Limited::new(std::mem::take(call.body_mut()), NAMELESS_BYTES_MAX);
+    *call.body_mut() = Body::new(body.map_err(|_| {
+        Status::out_of_range(format!("who has not signed in may send {NAMELESS_BYTES_MAX} bytes"))
+    }));
 }
 
 fn refusal(error: Error) -> Response<Body> {

@@ -11,6 +11,7 @@ mod layer;
 mod verify;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str;
 use std::sync::Arc;
 
@@ -182,7 +183,7 @@ impl Authenticator {
     }
 
     /// The user whose name and password these are, and a token for the next calls.
-    async fn verify(&self, basic: Basic) -> Result<(Arc<str>, Token)> {
+    async fn verify(&self, basic: Basic, client: SocketAddr) -> Result<(Arc<str>, Token)> {
         let Method::Users(users) = &self.method else {
             return Err(Error::internal("a password where nobody is asked for one"));
         };
@@ -196,7 +197,7 @@ impl Authenticator {
         let given = basic.password.as_bytes();
         let digest = self.tokens.digest([b"password ", &length[..], name, password.as_bytes(), b" ", given]);
         let name = user.map(|user| &**user);
-        let right = self.verifier.check(digest, name, password, basic.password).await?;
+        let right = self.verifier.check(digest, name, password, basic.password, client).await?;
         match user.filter(|_| right) {
             Some(user) => Ok((Arc::clone(user), self.token(user, password))),
             None => Err(Error::unauthenticated("wrong user name or password")),
@@ -205,10 +206,15 @@ impl Authenticator {
 
     /// The user who greets with name and password in the message of `Handshake`, as clients of the older protocol do;
     /// the token, which they send back as `auth-token-bin`.
-    pub(super) async fn greet(&self, message: &[u8]) -> Result<Token> {
+    pub(super) async fn greet(&self, message: &[u8], client: SocketAddr) -> Result<Token> {
         let basic = Basic::of_handshake(message).ok_or_else(nameless)?;
-        Ok(self.verify(basic).await?.1)
+        Ok(self.verify(basic, client).await?.1)
     }
+}
+
+/// Reads bytes as each of the ways to say a name and a password; for fuzzers.
+pub(super) fn read_greetings(bytes: &[u8]) {
+    let _ = (Basic::of_header(bytes), Basic::of_handshake(bytes));
 }
 
 /// The scheme of an authorization header, and what follows it.

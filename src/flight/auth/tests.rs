@@ -50,7 +50,7 @@ impl Gate {
 
     async fn sign_in(&self, user: &str, password: &str) -> Result<(Arc<str>, Token)> {
         match self.identify(&format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}"))))? {
-            Identity::Unproven(basic) => self.auth.verify(basic).await,
+            Identity::Unproven(basic) => self.auth.verify(basic, ([127, 0, 0, 1], 1).into()).await,
             other => panic!("{other:?}"),
         }
     }
@@ -139,15 +139,16 @@ async fn nothing_else_is_a_token() {
 #[tokio::test]
 async fn clients_of_the_older_protocol_greet_in_a_message() {
     let gate = Gate::open();
+    let client = ([127, 0, 0, 1], 1).into();
     let greeting = |user: &str, password: &str| {
         arrow_flight::BasicAuth { username: user.into(), password: password.into() }.encode_to_vec()
     };
-    let token = gate.auth.greet(&greeting("ada", "lovelace")).await.unwrap().into_bytes();
+    let token = gate.auth.greet(&greeting("ada", "lovelace"), client).await.unwrap().into_bytes();
     let mut headers = HeaderMap::new();
     headers.insert(OLDER_TOKEN_HEADER, BASE64_STANDARD.encode(&token).parse().unwrap());
     assert!(matches!(gate.auth.identify(&headers).unwrap(), Identity::User(user) if &*user == "ada"));
     for message in [greeting("ada", "byron"), greeting("", ""), b"nonsense".to_vec()] {
-        refused(gate.auth.greet(&message).await);
+        refused(gate.auth.greet(&message, client).await);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Checks passwords: few at a time, because each takes time and memory by intent, and each once in a while only.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
@@ -53,6 +54,7 @@ impl Verifier {
         user: Option<&str>,
         password: &Arc<Password>,
         given: String,
+        client: SocketAddr,
     ) -> Result<bool> {
         if let Some(right) = self.recall(&digest) {
             return Ok(right);
@@ -80,9 +82,9 @@ impl Verifier {
         let right = checked.await.map_err(|error| Error::internal("a check panicked").with_source(error))?;
         // Of who is not known not even the name: it may be a password in the wrong place.
         match (right, user) {
-            (true, Some(user)) => tracing::info!(user, "signed in"),
-            (false, Some(user)) => tracing::warn!(user, "wrong password"),
-            (_, None) => tracing::warn!("wrong user name"),
+            (true, Some(user)) => tracing::info!(user, %client, "signed in"),
+            (false, Some(user)) => tracing::warn!(user, %client, "wrong password"),
+            (_, None) => tracing::warn!(%client, "wrong user name"),
         }
         Ok(right)
     }
@@ -117,11 +119,16 @@ mod tests {
         (Verifier::new(clock.clone()), password, clock)
     }
 
+    fn client() -> SocketAddr {
+        ([127, 0, 0, 1], 1).into()
+    }
+
     #[tokio::test]
     async fn a_password_is_checked_once_in_a_while() {
         let (verifier, password, clock) = stage();
-        let check =
-            async |given: &str| verifier.check(DIGEST, None, &password, given.to_owned()).await.unwrap();
+        let check = async |given: &str| {
+            verifier.check(DIGEST, None, &password, given.to_owned(), client()).await.unwrap()
+        };
         assert!(check("lovelace").await);
         // The digest says that it is the same, and so nobody looks.
         assert!(check("byron").await);
@@ -139,7 +146,7 @@ mod tests {
         let held = verifier.checking.acquire_many(turns as u32).await.unwrap();
         let checks = (0..WAITING_MAX + 10).map(|i| {
             let digest = [[i as u8; 16], (i as u128).to_be_bytes()].concat().try_into().unwrap();
-            verifier.check(digest, None, &password, "wrong".to_owned())
+            verifier.check(digest, None, &password, "wrong".to_owned(), client())
         });
         let all = async {
             tokio::task::yield_now().await;
@@ -161,7 +168,8 @@ mod tests {
         let held = verifier.checking.acquire_many(turns as u32 - 1).await.unwrap();
         let given = (0..20).map(|i| if i == 0 { "lovelace" } else { "byron" });
         let answers =
-            join_all(given.map(|given| verifier.check(DIGEST, None, &password, given.to_owned()))).await;
+            join_all(given.map(|given| verifier.check(DIGEST, None, &password, given.to_owned(), client())))
+                .await;
         drop(held);
         assert!(answers.into_iter().all(Result::unwrap));
     }

@@ -142,10 +142,14 @@ async fn temporary_tables_are_read_as_they_are() {
     update(&mut client, "CREATE TABLE t AS SELECT 1 AS x").await;
     update(&mut client, "CREATE TEMP TABLE mine AS SELECT 1 AS x").await;
     let info = flight(&mut client, "SELECT count(*) FROM t JOIN mine USING (x)").await;
-    assert!(
-        fetch(&mut house.client().await, info.clone()).await.is_err(),
-        "another session has no such table"
-    );
+    let mut other = house.client().await;
+    let refused = status(fetch(&mut other, info.clone()).await.unwrap_err());
+    assert_eq!(refused.code(), Code::NotFound, "{refused}");
+    assert!(refused.message().contains("'mine', which was temporary"), "{refused}");
+    // Nor does a stored table stand in for it.
+    update(&mut other, "CREATE TABLE mine AS SELECT 7 AS x").await;
+    let refused = status(fetch(&mut other, info.clone()).await.unwrap_err());
+    assert_eq!(refused.code(), Code::NotFound, "{refused}");
     assert!(shown(&fetch(&mut client, info).await.unwrap()).contains("| 1 "));
     // A view reads what was there when it was made, beside what the statement reads.
     update(&mut client, "CREATE TEMP VIEW v AS SELECT x FROM t").await;

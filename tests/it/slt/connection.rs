@@ -206,7 +206,7 @@ impl AsyncDB for Connection {
     }
 }
 
-async fn in_process(session: &Session, sql: &str) -> Outcome<DBOutput<Letter>> {
+async fn in_process(session: &Arc<Session>, sql: &str) -> Outcome<DBOutput<Letter>> {
     let prepared = session.prepare(sql).await?;
     if prepared.kind == StatementKind::Update {
         return Ok(DBOutput::StatementComplete(session.update(sql, None).await?));

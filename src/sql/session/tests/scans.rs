@@ -3,7 +3,7 @@
 use super::*;
 
 /// Rows of `users` entities on one day, as many as fill three pages.
-async fn fill(session: &Session, day: u32, users: std::ops::Range<u32>) {
+async fn fill(session: &Arc<Session>, day: u32, users: std::ops::Range<u32>) {
     let insert = format!(
         "INSERT INTO g SELECT {} + value % {}, to_timestamp_seconds(1767225600 + {} + value), value, 'x' \
          FROM generate_series(1, 60000)",
