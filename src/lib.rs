@@ -33,6 +33,7 @@ mod server;
 pub mod shell;
 mod spans;
 mod sql;
+mod stack;
 
 /// Pure algorithms over plain slices, for the benchmarks; no part of the interface.
 #[doc(hidden)]
@@ -59,3 +60,4 @@ pub use sql::{
     Described, Engine, IfExists, IfNotExists, IngestTarget, Moment, Part, Prepared, Session, SettingValue,
     StatementKind, TableEntry,
 };
+pub use stack::STACK_BYTES;

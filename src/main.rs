@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{self, ExitCode};
 
 use clap::Parser;
-use fletching::{Cli, Command, Error, ErrorKind, Settings, serve, shell, write_user};
+use fletching::{Cli, Command, Error, ErrorKind, STACK_BYTES, Settings, serve, shell, write_user};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -54,6 +54,7 @@ fn begin_again_with((variable, value): (&str, &str)) {
 
 fn block_on(work: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
     tokio::runtime::Builder::new_multi_thread()
+        .thread_stack_size(STACK_BYTES)
         .enable_all()
         .build()
         .map_err(|error| Error::unavailable(format!("cannot start threads: {error}")))?

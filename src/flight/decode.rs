@@ -1,6 +1,7 @@
 //! Rows that clients send, decoded. Arrow's reader takes what a message says of its buffers for true, and panics where it
 //! is not; so that is checked before, and a panic over something else is the end of the one stream.
 
+use std::io::{self, Read};
 use std::panic::AssertUnwindSafe;
 
 use arrow::ipc::{CompressionType, RecordBatch as BatchHeader, root_as_message};
@@ -8,6 +9,8 @@ use arrow_flight::FlightData;
 use arrow_flight::decode::{DecodedFlightData, FlightDataDecoder};
 use arrow_flight::error::FlightError;
 use futures::stream::{BoxStream, Stream, StreamExt};
+
+use lz4_flex::frame::FrameDecoder;
 
 use super::status::from_decoder;
 use crate::error::{Error, Result};
@@ -66,10 +69,16 @@ fn check_batch(batch: &BatchHeader<'_>, body: &[u8]) -> Result<()> {
         {
             let (size, _) =
                 bytes.split_first_chunk::<8>().ok_or_else(|| bad("a compressed buffer without a length"))?;
-            uncompressed = match i64::from_le_bytes(*size) {
-                -1 => uncompressed, // as it is
-                size => uncompressed.saturating_add(u64::try_from(size).unwrap_or(u64::MAX)),
-            };
+            let Ok(size) = u64::try_from(i64::from_le_bytes(*size)) else { continue }; // as it is
+            uncompressed = uncompressed.saturating_add(size);
+            // Arrow reads such a frame to its end, whatever it was said to hold.
+            if uncompressed <= UNCOMPRESSED_BYTES_MAX && compression == Some(CompressionType::LZ4_FRAME) {
+                let mut frame = FrameDecoder::new(&bytes[8..]).take(size.saturating_add(1));
+                let held = io::copy(&mut frame, &mut io::sink());
+                if held.is_ok_and(|held| held > size) {
+                    return Err(bad("a compressed buffer holds more than it says"));
+                }
+            }
         }
     }
     if uncompressed > UNCOMPRESSED_BYTES_MAX {
@@ -78,4 +87,42 @@ fn check_batch(batch: &BatchHeader<'_>, body: &[u8]) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+    use arrow::ipc::writer::IpcWriteOptions;
+    use arrow_flight::encode::FlightDataEncoderBuilder;
+    use futures::TryStreamExt;
+    use futures::stream;
+
+    use crate::error::ErrorKind;
+
+    #[tokio::test]
+    async fn a_compressed_buffer_that_holds_more_than_it_says_is_refused() {
+        let zeros: ArrayRef = Arc::new(Int64Array::from(vec![0; 100_000]));
+        let batch = RecordBatch::try_from_iter([("n", zeros)]).unwrap();
+        for codec in [CompressionType::LZ4_FRAME, CompressionType::ZSTD] {
+            let options = IpcWriteOptions::default().try_with_compression(Some(codec)).unwrap();
+            let encoder = FlightDataEncoderBuilder::new().with_options(options);
+            let honest: Vec<FlightData> =
+                encoder.build(stream::iter([Ok(batch.clone())])).try_collect().await.unwrap();
+            let mut lying = honest.clone();
+            let mut body = lying[1].data_body.to_vec();
+            let said = i64::from_le_bytes(*body.first_chunk().unwrap());
+            assert_eq!(said, 800_000, "the first buffer is that of the values");
+            body[..8].copy_from_slice(&1000_i64.to_le_bytes());
+            lying[1].data_body = body.into();
+            let read = |messages: Vec<FlightData>| {
+                decoded(stream::iter(messages.into_iter().map(Ok))).try_collect::<Vec<_>>()
+            };
+            assert_eq!(read(honest).await.unwrap().len(), 2);
+            assert_eq!(read(lying).await.unwrap_err().kind(), ErrorKind::Invalid);
+        }
+    }
 }

@@ -89,7 +89,8 @@ impl Direct {
             let column = column(rows.iter().map(|row| &cells(row)[place]), rows.len());
             let column = column.map_err(|what| {
                 Error::invalid(format!(
-                    "parameter {} is {what} in one row and something else in another",
+                    "parameter {} is {what} in one row and something else in another: each row is a list with a value \
+                     for each placeholder, as [[…, …], …]",
                     place + 1
                 ))
             })?;

@@ -201,7 +201,7 @@ mod tests {
                 now_us: Some(-1),
                 settings: Some(vec![("schema".into(), "shop".into())]),
                 tables: vec![table(Some(i64::MAX)), table(None)],
-                temporary: vec!["labels".into()],
+                temporary: Some(vec![("labels".into(), Uuid::from_u128(3))]),
                 part: Some(Part { index: 1, parts: 2, partitions: 5 }),
             };
             let ticket = |moment| Ticket::Query { id: Uuid::from_u128(7), statement: bound.clone(), moment };

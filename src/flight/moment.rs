@@ -17,8 +17,22 @@ pub(super) struct MomentMessage {
     tables: Vec<TableMessage>,
     #[prost(message, optional, tag = "4")]
     part: Option<PartMessage>,
-    #[prost(string, repeated, tag = "5")]
-    temporary: Vec<String>,
+    #[prost(message, optional, tag = "5")]
+    temporary: Option<TemporaryMessage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TemporaryMessage {
+    #[prost(message, repeated, tag = "1")]
+    named: Vec<TemporaryObjectMessage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TemporaryObjectMessage {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(bytes = "bytes", tag = "2")]
+    id: Bytes,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -70,6 +84,10 @@ impl From<&Moment> for MomentMessage {
             schema_id: version.schema_id,
             snapshot_id: version.snapshot_id,
         };
+        let object = |(name, id): &(String, Uuid)| TemporaryObjectMessage {
+            name: name.clone(),
+            id: Bytes::copy_from_slice(id.as_bytes()),
+        };
         // Partitions and parts are bounded by settings that are far below.
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         Self {
@@ -77,7 +95,8 @@ impl From<&Moment> for MomentMessage {
             settings: { moment.settings.as_ref() }
                 .map(|changed| SettingsMessage { changed: changed.iter().map(setting).collect() }),
             tables: moment.tables.iter().map(table).collect(),
-            temporary: moment.temporary.clone(),
+            temporary: { moment.temporary.as_ref() }
+                .map(|named| TemporaryMessage { named: named.iter().map(object).collect() }),
             part: moment.part.map(|part| PartMessage {
                 index: count(part.index),
                 parts: count(part.parts),
@@ -103,12 +122,16 @@ impl MomentMessage {
             parts: part.parts as usize,
             partitions: part.partitions as usize,
         };
+        let object = |object: TemporaryObjectMessage| Some((object.name, Uuid::from_slice(&object.id).ok()?));
         let pair = |setting: SettingMessage| (setting.name, setting.value);
         Some(Moment {
             now_us: self.now_us,
             settings: self.settings.map(|settings| settings.changed.into_iter().map(pair).collect()),
             tables: self.tables.into_iter().map(table).collect::<Option<_>>()?,
-            temporary: self.temporary,
+            temporary: match self.temporary {
+                Some(temporary) => Some(temporary.named.into_iter().map(object).collect::<Option<_>>()?),
+                None => None,
+            },
             part: self.part.map(part).filter(|part| part.parts > 0),
         })
     }

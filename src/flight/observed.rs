@@ -151,6 +151,7 @@ struct Left {
     body: Option<Body>,
     /// `None` once its status is known: it is counted before the client hears of it.
     call: Option<InFlight>,
+    span: Span,
     /// The deadline has passed, and the client is yet to hear of it.
     is_expired: bool,
     /// Who waits for more of it.
@@ -176,7 +177,8 @@ impl Left {
 
 impl ObservedBody {
     fn new(body: Body, call: InFlight, at: Option<Pin<Box<Sleep>>>) -> Self {
-        let left = Left { body: Some(body), call: Some(call), is_expired: false, reader: None };
+        let span = call.span.clone();
+        let left = Left { body: Some(body), call: Some(call), span, is_expired: false, reader: None };
         let left = Arc::new(Mutex::new(left));
         let mut deadline = JoinSet::new();
         if let Some(at) = at {
@@ -200,7 +202,8 @@ impl http_body::Body for ObservedBody {
             return Poll::Ready(Some(trailers(&expired())));
         }
         let Some(body) = &mut left.body else { return Poll::Ready(None) };
-        let polled = Pin::new(body).poll_frame(cx);
+        // An exchange runs its statements while it is read.
+        let polled = left.span.in_scope(|| Pin::new(body).poll_frame(cx));
         match &polled {
             Poll::Pending if !self.deadline.is_empty() => left.reader = Some(cx.waker().clone()),
             Poll::Pending => {}

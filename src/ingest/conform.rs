@@ -22,6 +22,9 @@ enum Source {
     Default(ScalarValue),
 }
 
+/// As which Arrow knows the index of a pandas frame that has no name.
+const PANDAS_INDEX: &str = "__index_level_";
+
 /// How batches of one schema become batches of a table.
 #[derive(Debug)]
 pub(crate) struct Conform {
@@ -86,11 +89,17 @@ impl Conform {
             .map(|(_, f)| f.name().as_str())
             .collect();
         if !unknown.is_empty() {
+            let is_index = unknown.iter().any(|name| name.starts_with(PANDAS_INDEX));
             return Err(Error::invalid(format!(
-                "rows for '{table}' have column{} {} that the table does not have: it has {}",
+                "rows for '{table}' have column{} {} that the table does not have: it has {}{}",
                 if unknown.len() == 1 { "" } else { "s" },
                 quoted(unknown),
                 quoted(target.fields().iter().map(|f| f.name().as_str())),
+                if is_index {
+                    "; pa.Table.from_pandas(frame, preserve_index=False) leaves the index out"
+                } else {
+                    ""
+                },
             )));
         }
         Ok(Self { table: table.clone(), target, sources, roles })

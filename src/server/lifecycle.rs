@@ -101,7 +101,7 @@ pub async fn serve(settings: Settings) -> Result<()> {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
     let served = serve_until_signalled(settings).await;
-    if let Some(telemetry) = telemetry {
+    if let (Ok(()), Some(telemetry)) = (&served, telemetry) {
         telemetry.stop().await;
     }
     served

@@ -1,6 +1,9 @@
 //! Spans to a collector, by OTLP over gRPC. What OpenTelemetry's own variables say holds too: `OTEL_SERVICE_NAME`,
 //! `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_TRACES_SAMPLER`.
 
+use std::env;
+use std::time::Duration;
+
 use opentelemetry::global;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
@@ -18,6 +21,9 @@ use crate::spans;
 
 /// What the server calls itself where the environment gives it no name.
 const SERVICE: &str = "fletching";
+
+/// How long the end of the server may wait for the collector.
+const FLUSH_MAX: Duration = Duration::from_secs(2);
 
 /// Spans on their way to the collector.
 #[derive(Debug)]
@@ -37,7 +43,9 @@ impl Telemetry {
             .build()
             .map_err(|error| Error::invalid(format!("otlp_endpoint: cannot send to {endpoint}: {error}")))?;
         let mut resource = Resource::builder();
-        if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
+        let is_named = env::var_os("OTEL_SERVICE_NAME").is_some()
+            || env::var("OTEL_RESOURCE_ATTRIBUTES").is_ok_and(|all| all.contains("service.name="));
+        if !is_named {
             resource = resource.with_service_name(SERVICE);
         }
         let provider = SdkTracerProvider::builder()
@@ -62,7 +70,7 @@ impl Telemetry {
 
     /// Sends what is left.
     pub(super) async fn stop(self) {
-        let flushed = tokio::task::spawn_blocking(move || self.0.shutdown()).await;
+        let flushed = tokio::task::spawn_blocking(move || self.0.shutdown_with_timeout(FLUSH_MAX)).await;
         if let Ok(Err(error)) = flushed {
             tracing::warn!(%error, "the last spans did not reach the collector");
         }

@@ -84,10 +84,19 @@ fn hint(cause: &str) -> &'static str {
         ),
         ("UnsupportedCertVersion", "make the certificate one of version 3, with extensions"),
         (
+            "BadSignature",
+            "the certificate was not signed by whom it names: name the authority, or the certificate itself, with --tls-ca",
+        ),
+        (
+            "ot valid for name",
+            "the certificate is for another name: use the one that it has, or add this one to its subjectAltName",
+        ),
+        (
             "NotValidForName",
             "the certificate is for another name: use the one that it has, or add this one to its subjectAltName",
         ),
         ("InvalidContentType", "the server speaks no TLS there: use grpc://"),
+        ("http2 error", "what listens there speaks no gRPC in clear: with TLS use grpc+tls://"),
     ];
     let known = hints.iter().find(|(what, _)| cause.contains(what)).map(|(_, hint)| *hint);
     known.unwrap_or("is `fletching serve` running there?")

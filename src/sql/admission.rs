@@ -4,12 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::logical_expr::{Expr, LogicalPlan};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ddl::RESERVED_SCHEMAS;
 use crate::error::{Error, Result};
+
+/// Functions that make much of little.
+const MULTIPLIERS: [&str; 7] =
+    ["array_repeat", "array_resize", "generate_series", "lpad", "range", "repeat", "rpad"];
 
 /// Slots and the queue for them.
 #[derive(Debug)]
@@ -74,25 +78,35 @@ impl Admission {
 }
 
 /// Whether the plan reads nothing but constants and what the store says of itself: such a statement needs no slot, so
-/// that one can see what runs, and end it, when there is none. Constants alone can be made into many rows, too.
+/// that one can see what runs, and end it, when there is none. Constants alone can be made into much, too: by joins, and
+/// by functions.
 pub(super) fn is_light(plan: &LogicalPlan, default_schema: &str) -> Result<bool> {
-    let (mut light, mut of_store, mut makes_rows) = (true, false, false);
+    let (mut light, mut of_store, mut makes_much) = (true, false, false);
     plan.apply_with_subqueries(|node| {
         light = match node {
             LogicalPlan::TableScan(scan) => {
                 of_store = RESERVED_SCHEMAS.contains(&scan.table_name.schema().unwrap_or(default_schema));
                 of_store
             }
-            LogicalPlan::Join(_) | LogicalPlan::Unnest(_) => {
-                makes_rows = true;
+            LogicalPlan::Join(_) => {
+                makes_much = true;
                 true
             }
-            LogicalPlan::RecursiveQuery(_) | LogicalPlan::Extension(_) => false,
+            LogicalPlan::RecursiveQuery(_) | LogicalPlan::Extension(_) | LogicalPlan::Unnest(_) => false,
             _ => true,
         };
+        node.apply_expressions(|expr| {
+            expr.apply(|expr| {
+                if let Expr::ScalarFunction(function) = expr {
+                    makes_much |= !function.args.is_empty();
+                    light &= !MULTIPLIERS.contains(&function.name());
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })?;
         Ok(if light { TreeNodeRecursion::Continue } else { TreeNodeRecursion::Stop })
     })?;
-    Ok(light && (of_store || !makes_rows))
+    Ok(light && (of_store || !makes_much))
 }
 
 #[cfg(test)]

@@ -81,10 +81,13 @@ impl Session {
             None => TableName::new(self.catalog.schema(), &target.table),
         };
         let mut watch = self.watch(Kind::Ingest, None, &format!("-- bulk ingest into {name}"));
-        watch.runs();
+        let turn = watch.unqueued();
         let batches = watch.counting(batches);
         let session = Arc::clone(self);
-        let work = async move { session.ingest_into(&name, target, batches).await };
+        let work = async move {
+            let _turn = turn;
+            session.ingest_into(&name, target, batches).await
+        };
         let done = watch.until_cancelled(self.engine.compute.run(work)).await;
         watch.changed(done)
     }

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, MemTable, SchemaProvider, TableProvider};
 use datafusion::common::Result as DataFusionResult;
 use parking_lot::RwLock;
+use uuid::Uuid;
 
 use super::feature_group_table::FeatureGroupTable;
 use super::insert::PlainTable;
@@ -145,7 +146,7 @@ pub(super) struct Catalog {
     schema: Option<String>,
     versions: Arc<[TableVersion]>,
     /// The temporary objects that the statement names; `None` for all of the session.
-    temporary: Option<Arc<[String]>>,
+    temporary: Option<Arc<[(String, Uuid)]>>,
 }
 
 impl Catalog {
@@ -156,8 +157,8 @@ impl Catalog {
 
     /// What a statement sees that was described before, in a session whose current schema was `schema`.
     pub(super) fn as_of(session: Arc<SessionCatalog>, schema: String, moment: &Moment) -> Self {
-        let (versions, temporary) = (moment.tables.clone().into(), moment.temporary.clone().into());
-        Self { session, schema: Some(schema), versions, temporary: Some(temporary) }
+        let (versions, temporary) = (moment.tables.clone().into(), moment.temporary.clone().map(Arc::from));
+        Self { session, schema: Some(schema), versions, temporary }
     }
 }
 
@@ -200,7 +201,7 @@ impl StoredSchema {
     fn temp(&self, name: &str) -> Option<Arc<dyn TableProvider>> {
         // Another table of a ticket was a stored one, whatever the session has made since.
         let names_it = match &self.catalog.temporary {
-            Some(temporary) => temporary.iter().any(|named| named == name),
+            Some(temporary) => temporary.iter().any(|(named, _)| named == name),
             None => true,
         };
         if names_it && self.holds_temp() { self.catalog.session.temp.get(name) } else { None }

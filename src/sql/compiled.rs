@@ -133,6 +133,7 @@ impl Compiled {
             0..=UNLISTED_KEYS_MAX => session.engine.running.begin_unlisted(&self.sql, &session.owner),
             _ => session.watch(Kind::Lookup, id, &self.sql),
         };
+        watch.runs();
         match self.look_up(&session.engine, parameters) {
             Ok(rows) => Ok(watch.over(rows)),
             Err(error) => Err(watch.failed(error)),

@@ -2,17 +2,24 @@
 //! waiting at the door, neither a look-up nor who wants to see what runs, and to end it.
 
 use std::future::Future;
+use std::num::NonZero;
+use std::panic::AssertUnwindSafe;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
+use datafusion::arrow::array::RecordBatch;
+use datafusion::common::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchReceiverStreamBuilder;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinSet;
 
 use crate::error::{Error, Result};
+use crate::stack::STACK_BYTES;
 
+const THREADS_PER_CORE: usize = 4;
 /// Batches that a plan may be ahead of its reader.
 const BATCHES_AHEAD: usize = 2;
 /// How long work that was told to end may take to.
@@ -35,13 +42,18 @@ impl Drop for Compute {
 }
 
 impl Compute {
-    /// As many threads as there are cores.
+    /// More threads than cores: a plan may keep a thread for seconds, and the system shares the cores among threads.
     ///
     /// # Errors
     /// `Unavailable` where the system gives none.
     pub(super) fn start() -> Result<Self> {
-        let threads = Builder::new_multi_thread().thread_name("fletching-plan").enable_all().build();
-        let threads = threads
+        let cores = available_parallelism().map_or(1, NonZero::get);
+        let mut threads = Builder::new_multi_thread();
+        let threads = { threads.worker_threads(cores * THREADS_PER_CORE) }
+            .thread_name("fletching-plan")
+            .thread_stack_size(STACK_BYTES)
+            .enable_all()
+            .build()
             .map_err(|error| Error::unavailable(format!("cannot start threads for queries: {error}")))?;
         Ok(Self { handle: threads.handle().clone(), threads: Mutex::new(Some(threads)) })
     }
@@ -66,9 +78,7 @@ impl Compute {
         task.spawn_on(work, &self.handle);
         match task.join_next().await {
             Some(Ok(done)) => done,
-            Some(Err(failed)) if failed.is_panic() => {
-                Err(Error::internal("the statement failed in a way that nobody foresaw: see the log"))
-            }
+            Some(Err(failed)) if failed.is_panic() => Err(unforeseen()),
             _ => Err(Error::unavailable("the server is shutting down; connect to another or retry later")),
         }
     }
@@ -84,9 +94,13 @@ impl Compute {
         let reader = ahead.tx();
         let work = async move {
             let _held = held;
-            while let Some(batch) = rows.next().await {
-                if reader.send(batch).await.is_err() {
-                    break; // nobody reads any more
+            // Batches, or at last why there are no more.
+            while let Some(next) =
+                AssertUnwindSafe(rows.next()).catch_unwind().await.unwrap_or_else(|_| panicked())
+            {
+                let is_last = next.is_err();
+                if reader.send(next).await.is_err() || is_last {
+                    break; // or nobody reads any more
                 }
             }
             Ok(())
@@ -96,6 +110,14 @@ impl Compute {
     }
 }
 
+fn panicked() -> Option<Result<RecordBatch, DataFusionError>> {
+    Some(Err(unforeseen().into()))
+}
+
+fn unforeseen() -> Error {
+    Error::internal("the statement failed in a way that nobody foresaw: see the log")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,7 +125,7 @@ mod tests {
     use std::sync::Arc;
 
     use crate::error::ErrorKind;
-    use datafusion::arrow::array::{ArrayRef, Int64Array, RecordBatch};
+    use datafusion::arrow::array::{ArrayRef, Int64Array};
     use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
     use tokio::sync::oneshot;
 
@@ -131,6 +153,16 @@ mod tests {
         let compute = Compute::start().unwrap();
         let panicked = compute.run::<()>(async { panic!("on purpose") }).await;
         assert_eq!(panicked.unwrap_err().kind(), ErrorKind::Internal);
+        let columns: ArrayRef = Arc::new(Int64Array::from(vec![1]));
+        let batch = RecordBatch::try_from_iter([("n", columns)]).unwrap();
+        let schema = batch.schema();
+        let rows = futures::stream::iter(0..)
+            .map(move |n| if n == 0 { Ok(batch.clone()) } else { panic!("on purpose") });
+        let mut rows = compute.rows(Box::pin(RecordBatchStreamAdapter::new(schema, rows)), ());
+        assert!(rows.next().await.unwrap().is_ok());
+        let panicked = Error::from(rows.next().await.unwrap().unwrap_err());
+        assert_eq!(panicked.kind(), ErrorKind::Internal);
+        assert!(rows.next().await.is_none());
         compute.stop().await;
         let refused = compute.run(async { Ok(()) }).await;
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::Unavailable);

@@ -81,7 +81,7 @@ pub struct Engine {
 #[derive(Debug)]
 pub(crate) struct Gauges {
     /// How many statements are in each state, by its name.
-    pub(crate) statements: [(&'static str, usize); 3],
+    pub(crate) statements: [(&'static str, usize); 4],
     /// What queries and temporary tables hold together.
     pub(crate) memory_reserved_bytes: usize,
     /// What they may hold.
@@ -180,8 +180,7 @@ impl Engine {
     /// Brings the online store up to the Iceberg snapshots that it has not applied; cheap where it has. Returns how
     /// many feature groups remain behind, because the store does not answer.
     pub(crate) async fn catch_up(&self) -> Result<usize> {
-        let ingest = Arc::clone(&self.ingest);
-        self.compute.run(async move { ingest.catch_up_all().await }).await
+        self.ingest.catch_up_all().await
     }
 
     /// Ends what runs, and takes nothing new.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use chrono::DateTime;
 use datafusion::arrow::array::RecordBatch;
+use datafusion::catalog::information_schema::INFORMATION_SCHEMA;
 use datafusion::catalog::{CatalogProviderList, MemoryCatalogProviderList};
 use datafusion::common::config::{ConfigEntry, ConfigExtension, ExtensionOptions};
 use datafusion::common::tree_node::TreeNodeRecursion;
@@ -18,6 +19,7 @@ use datafusion::config::ConfigOptions;
 use datafusion::datasource::source_as_provider;
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlan;
+use uuid::Uuid;
 
 use super::bind;
 use super::catalog::Catalog;
@@ -31,7 +33,7 @@ use super::time_travel::stored_rows;
 use crate::error::{Error, Result};
 use crate::exec::SessionOptions;
 use crate::metrics::Kind;
-use crate::model::TableVersion;
+use crate::model::{TableName, TableVersion};
 
 /// What a query sees when it runs. By default everything as it is then.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,8 +44,8 @@ pub struct Moment {
     pub settings: Option<Vec<(String, String)>>,
     /// The tables it reads that are not as they are now.
     pub tables: Vec<TableVersion>,
-    /// The temporary tables and views that its text names.
-    pub temporary: Vec<String>,
+    /// The temporary tables and views that its text names, and their ids; `None` where it sees all of the session's.
+    pub temporary: Option<Vec<(String, Uuid)>>,
     /// Which part of the result is wanted; `None` is all of it.
     pub part: Option<Part>,
 }
@@ -111,11 +113,13 @@ impl Session {
         if let Some(changed) = &moment.settings {
             settings::restore(&mut state, self.engine.config.options(), changed)?;
         }
-        if let Some(gone) = moment.temporary.iter().find(|name| self.catalog.temp.get(name).is_none()) {
-            return Err(Error::not_found(format!(
-                "the query reads '{gone}', which was temporary in the session that asked, and this one has none of \
-                 that name: fetch it there, on the same connection or with its cookie"
-            )));
+        for (name, id) in moment.temporary.iter().flatten() {
+            if self.catalog.temp.id(name) != Some(*id) {
+                return Err(Error::not_found(format!(
+                    "the query reads '{name}', a temporary object of the session that asked, which this session has \
+                     not, or no longer: fetch it there, on the same connection or with its cookie, or ask again"
+                )));
+            }
         }
         let schema = state.config_options().catalog.default_schema.clone();
         let catalog = Catalog::as_of(Arc::clone(&self.catalog), schema, moment);
@@ -141,27 +145,36 @@ impl Session {
             now_us: now.filter(|_| !serves_now).map(|now| now.timestamp_micros()),
             settings: Some(settings::changed(state.config_options(), self.engine.config.options())),
             tables,
-            temporary: self.temporary_in(state, sql)?,
+            temporary: self.temporary_in(state, sql, plan)?,
             part: None,
         })
     }
 
-    /// The temporary objects of this session that the text names.
-    fn temporary_in(&self, state: &SessionState, sql: &str) -> Result<Vec<String>> {
+    /// The temporary objects of this session that the text names; `None` for a text that asks for what there is.
+    fn temporary_in(
+        &self,
+        state: &SessionState,
+        sql: &str,
+        plan: &LogicalPlan,
+    ) -> Result<Option<Vec<(String, Uuid)>>> {
         if self.catalog.temp.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Some(Vec::new()));
         }
-        let Statement::DataFusion(statement) = statement::parse(sql)? else { return Ok(Vec::new()) };
-        let mut names = Vec::new();
+        let Statement::DataFusion(statement) = statement::parse(sql)? else { return Ok(None) };
+        if reads_schema(plan, INFORMATION_SCHEMA)? {
+            return Ok(None);
+        }
+        let mut named = Vec::new();
         for reference in state.resolve_table_references(&statement)? {
-            let name = referenced(&reference, default_schema(state))?;
-            let is_temporary =
-                self.catalog.holds_temp(&name.schema) && self.catalog.temp.get(&name.name).is_some();
-            if is_temporary && !names.contains(&name.name) {
-                names.push(name.name);
+            let TableName { schema, name } = referenced(&reference, default_schema(state))?;
+            if self.catalog.holds_temp(&schema)
+                && let Some(id) = self.catalog.temp.id(&name)
+                && !named.contains(&(name.clone(), id))
+            {
+                named.push((name, id));
             }
         }
-        Ok(names)
+        Ok(Some(named))
     }
 
     /// The moments of as many parts as the session wants, as far as the query can be split; empty where it cannot.
@@ -225,6 +238,16 @@ fn read_by(plan: &LogicalPlan) -> Result<(Vec<TableVersion>, bool)> {
         }
     }
     Ok((versions, serves_now))
+}
+
+/// Whether a table of that schema is read.
+fn reads_schema(plan: &LogicalPlan, schema: &str) -> Result<bool> {
+    let mut reads = false;
+    plan.apply_with_subqueries(|node| {
+        reads |= matches!(node, LogicalPlan::TableScan(scan) if scan.table_name.schema() == Some(schema));
+        Ok(if reads { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    })?;
+    Ok(reads)
 }
 
 /// Whether the statement says in which order its rows come.

@@ -98,9 +98,11 @@ pub(super) struct Run {
 const PLANNING: u8 = 0;
 const QUEUED: u8 = 1;
 const RUNNING: u8 = 2;
+/// It has ended for who asked, and its work has yet to let go: a plan does so at its next pause.
+const ENDING: u8 = 3;
 
 /// The names of the states, by their numbers.
-const STATES: [&str; 3] = ["planning", "queued", "running"];
+const STATES: [&str; 4] = ["planning", "queued", "running", "ending"];
 
 impl Run {
     pub(super) fn state(&self) -> &'static str {
@@ -145,7 +147,7 @@ impl Running {
     }
 
     /// How many are in each state.
-    pub(super) fn count_by_state(&self) -> [(&'static str, usize); 3] {
+    pub(super) fn count_by_state(&self) -> [(&'static str, usize); 4] {
         let listed = self.listed.lock();
         STATES.map(|state| (state, listed.values().filter(|run| run.state() == state).count()))
     }
@@ -171,7 +173,8 @@ impl Running {
         let serial = listed.last_key_value().map_or(0, |(last, _)| last + 1);
         listed.insert(serial, Arc::clone(&run));
         drop(listed);
-        let listed = Some(Listed { serial, cancelled });
+        let listing = Arc::new(Listing { running: Arc::clone(self), serial });
+        let listed = Some(Listed { listing, cancelled });
         Watch::new(self, run, listed)
     }
 
@@ -263,16 +266,34 @@ pub(super) struct Watch {
 /// The part of a statement that is listed.
 #[derive(Debug)]
 struct Listed {
-    serial: u64,
+    listing: Arc<Listing>,
     cancelled: oneshot::Receiver<()>,
+}
+
+/// A place in the list, until the last who holds it is gone.
+#[derive(Debug)]
+struct Listing {
+    running: Arc<Running>,
+    serial: u64,
+}
+
+impl Drop for Listing {
+    fn drop(&mut self) {
+        self.running.listed.lock().remove(&self.serial);
+    }
+}
+
+/// What the work of a statement holds until it has let go of everything: its place in the list, and its slot.
+#[derive(Debug)]
+pub(super) struct Turn {
+    _listing: Option<Arc<Listing>>,
+    _slot: Option<Slot>,
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
         let listed = self.listed.take();
-        if let Some(listed) = &listed {
-            self.running.listed.lock().remove(&listed.serial);
-        }
+        self.run.state.store(ENDING, Relaxed);
         let gone = || Err((ErrorKind::Cancelled, "whoever asked went away".to_owned()));
         let end = self.end.take().unwrap_or_else(gone);
         let error = end.as_ref().err().map(|(kind, message)| (*kind, message.as_str()));
@@ -292,24 +313,35 @@ impl Watch {
         spans::statement_is(&self.span, self.run.state());
     }
 
-    /// Waits for a slot.
+    /// Waits for a slot, and begins to run.
     ///
     /// # Errors
     /// As [`Admission::slot`], and `Cancelled`.
-    pub(super) async fn admitted(&mut self) -> Result<Slot> {
+    pub(super) async fn admitted(&mut self) -> Result<Turn> {
         let running = Arc::clone(&self.running);
-        match running.admission.try_slot() {
-            Some(slot) => Ok(slot),
+        let slot = match running.admission.try_slot() {
+            Some(slot) => slot,
             None => {
                 self.is(QUEUED);
-                self.until_cancelled(running.admission.slot()).await
+                self.until_cancelled(running.admission.slot()).await?
             }
-        }
+        };
+        Ok(self.turn(Some(slot)))
+    }
+
+    /// Begins to run without a slot.
+    pub(super) fn unqueued(&self) -> Turn {
+        self.turn(None)
     }
 
     /// It is planned, and begins to run.
     pub(super) fn runs(&self) {
         self.is(RUNNING);
+    }
+
+    fn turn(&self, slot: Option<Slot>) -> Turn {
+        self.runs();
+        Turn { _listing: self.listed.as_ref().map(|listed| Arc::clone(&listed.listing)), _slot: slot }
     }
 
     /// Does the work, unless somebody ends the statement.
@@ -339,7 +371,6 @@ impl Watch {
 
     /// Its result, which it ends with.
     pub(super) fn over(self, rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
-        self.runs();
         let (schema, run, is_listed) = (rows.schema(), Arc::clone(&self.run), self.listed.is_some());
         let held = Arc::new(Mutex::new(Some(Held { rows, watch: self })));
         if is_listed {

@@ -44,6 +44,9 @@ use crate::metrics::Kind;
 use crate::model::{FeatureGroup, TableName};
 use crate::registry::Object;
 
+/// Texts that take long to plan are planned where that keeps nobody waiting.
+const LONG_SQL_BYTES: usize = 2 << 10;
+
 const SHOW_SCHEMAS: &str =
     "SELECT DISTINCT schema_name FROM information_schema.schemata ORDER BY schema_name";
 const SHOW_FEATURE_GROUPS: &str = "SELECT * FROM system.feature_groups ORDER BY schema_name, name, version";
@@ -239,14 +242,17 @@ impl Session {
             Ok((state, bind::bind(plan, parameters)?, light))
         };
         let (state, bound, light) = watch.until_cancelled(planning).await?;
-        if light {
+        if light && sql.len() <= LONG_SQL_BYTES {
+            let _turn = watch.unqueued();
             return watch.until_cancelled(run_query(state, bound, moment.part)).await;
         }
         // Clients read the parts of a result in order, so a part must not wait for another's turn to end.
-        let slot = if moment.part.is_none() { Some(watch.admitted().await?) } else { None };
-        let compute = &self.engine.compute;
-        let rows = watch.until_cancelled(compute.run(run_query(state, bound, moment.part))).await?;
-        Ok(compute.rows(rows, slot))
+        let waits = !light && moment.part.is_none();
+        let turn = if waits { watch.admitted().await? } else { watch.unqueued() };
+        let (compute, part) = (&self.engine.compute, moment.part);
+        let work = compute.run(async move { Ok((run_query(state, bound, part).await?, turn)) });
+        let (rows, turn) = watch.until_cancelled(work).await?;
+        Ok(compute.rows(rows, turn))
     }
 
     /// Runs a statement that is not a query, once for each row of `parameters`. Returns the rows it changed, 0 for
@@ -276,15 +282,14 @@ impl Session {
             Planned::Update(plan) => !is_light(plan, default_schema(&state))?,
             _ => false,
         };
-        if !is_heavy {
-            watch.runs();
+        if !is_heavy && sql.len() <= LONG_SQL_BYTES {
+            let _turn = watch.unqueued();
             return watch.until_cancelled(self.run_planned(&state, planned, parameters)).await;
         }
-        let slot = watch.admitted().await?;
-        watch.runs();
+        let turn = if is_heavy { watch.admitted().await? } else { watch.unqueued() };
         let (session, parameters) = (Arc::clone(self), parameters.cloned());
         let work = self.engine.compute.run(async move {
-            let _slot = slot;
+            let _turn = turn;
             session.run_planned(&state, planned, parameters.as_ref()).await
         });
         watch.until_cancelled(work).await
@@ -388,10 +393,24 @@ impl Session {
     }
 
     pub(super) async fn plan(&self, state: &SessionState, sql: &str) -> Result<Planned> {
-        match statement::parse(sql)? {
+        let statement = if sql.len() > LONG_SQL_BYTES {
+            let sql = sql.to_owned();
+            self.engine.compute.run(async move { statement::parse(&sql) }).await?
+        } else {
+            statement::parse(sql)?
+        };
+        match statement {
             Statement::DataFusion(mut statement) => {
                 let temporary = statement::take_temporary(&mut statement);
-                let mut plan = state.statement_to_plan(*statement).await?;
+                let mut plan = if sql.len() > LONG_SQL_BYTES {
+                    let state = state.clone();
+                    self.engine
+                        .compute
+                        .run(async move { Ok(state.statement_to_plan(*statement).await?) })
+                        .await?
+                } else {
+                    state.statement_to_plan(*statement).await?
+                };
                 if temporary && let LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) = &mut plan {
                     create.temporary = true;
                 }

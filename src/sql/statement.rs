@@ -26,6 +26,10 @@ static DIALECT: GenericDialect = GenericDialect {};
 /// What is parsed takes many times the memory of its text; and handles and tickets carry the text.
 pub(crate) const STATEMENT_BYTES_MAX: usize = 2 << 20;
 
+/// Levels of one expression; the threads that plan have stacks for as many, see [`crate::stack`]. To plan so many takes
+/// seconds: the optimizer's time grows with their square.
+const DEPTH_MAX: usize = 2000;
+
 /// One parsed statement.
 #[derive(Debug)]
 pub(super) enum Statement {
@@ -62,6 +66,7 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
     }
     let dialect: &dyn Dialect = &DIALECT;
     let mut tokens = Tokenizer::new(dialect, sql).tokenize_with_location().map_err(unreadable)?;
+    check_depth(&tokens)?;
     number_placeholders(&mut tokens)?;
     let tokens = asof::rewrite_tokens(time_travel::rewrite_tokens(tokens)?)?;
 
@@ -90,6 +95,9 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
             let id = id.map_err(|_| Error::invalid(format!("the id of a query is a text: {hint}")))?;
             let id = id.parse().map_err(|_| Error::invalid(format!("'{id}' is no query's id: {hint}")))?;
             finished(Ok(Statement::KillQuery(id)), &mut parser)
+        }
+        ["BEGIN" | "START" | "COMMIT" | "ROLLBACK", ..] => {
+            Err(Error::unsupported("transactions are not supported: every statement commits by itself"))
         }
         ["DESCRIBE" | "DESC", ..] => {
             words_of(&mut parser, 1);
@@ -152,11 +160,20 @@ fn finished(statement: Result<Statement, ParserError>, parser: &mut Parser<'_>) 
 }
 
 fn end_of_statement(parser: &mut Parser<'_>) -> Result<()> {
-    while parser.consume_token(&Token::SemiColon) {}
-    match parser.peek_token().token {
+    let mut has_ended = false;
+    while parser.consume_token(&Token::SemiColon) {
+        has_ended = true;
+    }
+    let next = parser.peek_token();
+    let (at, token) = (next.span.start, next.token);
+    match token {
         Token::EOF => Ok(()),
-        other => Err(Error::invalid(format!(
+        other if has_ended => Err(Error::invalid(format!(
             "there is more after the end of the statement, at '{other}': send one statement at a time"
+        ))),
+        other => Err(Error::invalid(format!(
+            "SQL does not parse: '{other}' was not expected at line {}, column {}",
+            at.line, at.column
         ))),
     }
 }
@@ -180,6 +197,65 @@ fn leading_words(tokens: &[TokenWithSpan]) -> Vec<String> {
         }
     }
     words
+}
+
+/// Refuses what is nested too deeply. An operator is a level: `1 + 1 + 1` is two deep. Parser, planner and optimizer walk
+/// such trees by calling themselves, so a thread's stack bounds how deep they may be.
+fn check_depth(tokens: &[TokenWithSpan]) -> Result<()> {
+    let mut outer = Vec::new();
+    let mut here = Depth::default();
+    for token in tokens {
+        match &token.token {
+            Token::LParen | Token::LBracket => outer.push(std::mem::take(&mut here)),
+            Token::RParen | Token::RBracket => {
+                let within = here.deepest();
+                let Some(before) = outer.pop() else { break }; // which the parser will tell of
+                here = Depth { nested: before.nested.max(within + 1), ..before };
+            }
+            Token::Comma => here.begin_next(),
+            Token::Word(word) if word.quote_style.is_none() => match word.keyword {
+                Keyword::WHEN | Keyword::THEN | Keyword::ELSE => here.begin_next(),
+                Keyword::AND | Keyword::OR | Keyword::NOT => here.operators += 1,
+                Keyword::UNION | Keyword::EXCEPT | Keyword::INTERSECT | Keyword::JOIN => here.operators += 1,
+                _ => {}
+            },
+            Token::Word(_) | Token::Number(..) | Token::SingleQuotedString(_) | Token::Placeholder(_) => {}
+            // Comparisons stand between others, and do not follow one another.
+            Token::Eq | Token::Neq | Token::Lt | Token::LtEq | Token::Gt | Token::GtEq => {}
+            Token::Whitespace(_) | Token::Period => {}
+            _ => here.operators += 1,
+        }
+        if here.deepest() > DEPTH_MAX {
+            let at = token.span.start;
+            return Err(Error::invalid(format!(
+                "the statement has more than {DEPTH_MAX} operators in one expression, at line {}, column {}: write IN (…) \
+                 for many alternatives, or join a table of them",
+                at.line, at.column
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// How deep the expressions between two brackets are, at most.
+#[derive(Default)]
+struct Depth {
+    /// Operators since the last comma.
+    operators: usize,
+    /// The deepest of what was nested between them.
+    nested: usize,
+    /// The deepest expression before that comma.
+    before: usize,
+}
+
+impl Depth {
+    fn deepest(&self) -> usize {
+        self.before.max(self.operators + self.nested)
+    }
+
+    fn begin_next(&mut self) {
+        *self = Self { before: self.deepest(), ..Self::default() };
+    }
 }
 
 /// DataFusion counts `$1, $2, …`; a `?` is the next of them.
@@ -321,7 +397,9 @@ mod tests {
             ("SELECT 1; SELECT 2", "send one statement at a time"),
             ("SELECT ? + $1", "mixes ? and $n"),
             ("SELEC 1", "SQL does not parse"),
+            ("BEGIN", "every statement commits by itself"),
             ("SELECT 'abc", "SQL does not parse"),
+            ("SELECT * FORM t", "'FORM' was not expected at line 1, column 10"),
             ("CREATE FEATURE GROUP g (a INT b INT)", "after a column of the feature group"),
             ("CREATE OR REPLACE FEATURE GROUP g (a INT)", "would lose history"),
             ("DROP FEATURE GROUP", "SQL does not parse"),
@@ -333,6 +411,34 @@ mod tests {
         for (sql, expected) in cases {
             let error = parse(sql).unwrap_err();
             assert!(error.to_string().contains(expected), "{sql}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_deep_is_refused_and_what_is_only_long_is_not() {
+        let tokens = |sql: &str| Tokenizer::new(&DIALECT, sql).tokenize_with_location().unwrap();
+        let check = |sql: &str| check_depth(&tokens(sql));
+        let chain = |operator: &str, count: usize| vec!["1"; count].join(operator);
+        for long in [
+            format!("SELECT {}", chain(", ", 100_000)),
+            format!("SELECT x IN ({})", chain(", -", 100_000)),
+            format!("INSERT INTO t VALUES {}", vec!["(1, -1 + 2, 'a')"; 100_000].join(", ")),
+            format!("SELECT CASE {} END", vec!["WHEN x = 1 AND y = 2 THEN 3"; 50_000].join(" ")),
+            format!("SELECT {}", chain(" + ", DEPTH_MAX)),
+        ] {
+            check(&long).unwrap();
+        }
+        let part = format!("({}, 1)", chain(" + ", DEPTH_MAX / 2));
+        for deep in [
+            format!("SELECT {}", chain(" + ", DEPTH_MAX + 2)),
+            format!("SELECT {}", chain(" OR ", DEPTH_MAX + 2)),
+            format!("SELECT {} 1", "NOT ".repeat(DEPTH_MAX + 1)),
+            format!("SELECT {}", vec!["SELECT 1"; DEPTH_MAX + 2].join(" UNION ALL ")),
+            format!("SELECT {}1{}", "(".repeat(DEPTH_MAX + 1), ")".repeat(DEPTH_MAX + 1)),
+            format!("SELECT f({part} + {}, 2) + f({part}, 3)", chain(" + ", DEPTH_MAX / 2)),
+        ] {
+            let error = check(&deep).unwrap_err();
+            assert!(error.message().contains("operators in one expression"), "{error}");
         }
     }
 

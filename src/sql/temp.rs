@@ -19,6 +19,7 @@ use datafusion::logical_expr::dml::InsertOp;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan};
 use futures::TryStreamExt;
 use parking_lot::{Mutex, RwLock};
+use uuid::Uuid;
 
 use super::insert::append_only;
 use crate::error::{Error, Result};
@@ -28,11 +29,22 @@ use crate::offline::storage_schema;
 
 /// A session's temporary tables and views, by name.
 #[derive(Debug, Default)]
-pub(super) struct TempObjects(RwLock<BTreeMap<String, Arc<dyn TableProvider>>>);
+pub(super) struct TempObjects(RwLock<BTreeMap<String, TempObject>>);
+
+#[derive(Debug)]
+struct TempObject {
+    /// Another session, or this one later, may have another of its name.
+    id: Uuid,
+    provider: Arc<dyn TableProvider>,
+}
 
 impl TempObjects {
     pub(super) fn get(&self, name: &str) -> Option<Arc<dyn TableProvider>> {
-        self.0.read().get(name).cloned()
+        self.0.read().get(name).map(|object| Arc::clone(&object.provider))
+    }
+
+    pub(super) fn id(&self, name: &str) -> Option<Uuid> {
+        self.0.read().get(name).map(|object| object.id)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -51,12 +63,12 @@ impl TempObjects {
                 "temporary table '{name}' exists already in this session"
             )));
         }
-        objects.insert(name.to_owned(), object);
+        objects.insert(name.to_owned(), TempObject { id: Uuid::new_v4(), provider: object });
         Ok(())
     }
 
     pub(super) fn remove(&self, name: &str) -> Option<Arc<dyn TableProvider>> {
-        self.0.write().remove(name)
+        self.0.write().remove(name).map(|object| object.provider)
     }
 }
 

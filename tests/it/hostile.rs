@@ -8,6 +8,7 @@ use arrow::array::{
     TimestampMicrosecondArray,
 };
 use arrow::datatypes::{DataType, Field, Int32Type};
+use arrow_flight::error::FlightError;
 use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_flight::sql::client::FlightSqlServiceClient;
 use arrow_flight::sql::{
@@ -30,6 +31,7 @@ use prost::Message;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use crate::support::process::Process;
 use crate::support::{START_US, connect, start_server};
 
 type Client = FlightServiceClient<Channel>;
@@ -385,4 +387,37 @@ async fn whatever_comes_is_answered_and_the_server_stays_well() {
     let alive = session.prepare("SELECT * FROM LATEST(g, 1)").await.unwrap();
     assert_eq!(alive.schema.fields().len(), 4);
     server.shutdown().await.unwrap();
+}
+
+/// Expressions are walked by functions that call themselves: what is too deep for a stack would end the whole server.
+#[tokio::test(flavor = "multi_thread")]
+async fn statements_that_are_nested_deeply_are_answered() {
+    let server = Process::start(&[]);
+    let mut client = server.connect().await;
+    let shapes: [fn(usize) -> String; 7] = [
+        |n| format!("SELECT {}", vec!["1"; n].join(" + ")),
+        |n| format!("SELECT {}", vec!["'a'"; n].join(" || ")),
+        |n| format!("SELECT 1 FROM (SELECT 1 AS x) WHERE {}", vec!["x = 7"; n].join(" OR ")),
+        |n| format!("SELECT 1 FROM (SELECT 1 AS x) WHERE {}", vec!["(x = 7 AND x = 8)"; n].join(" OR ")),
+        |n| vec!["SELECT 1"; n].join(" UNION ALL "),
+        |n| format!("SELECT {}true", "NOT ".repeat(n)),
+        |n| format!("SELECT {}1{}", "abs(".repeat(n), ")".repeat(n)),
+    ];
+    for shape in shapes {
+        for levels in [300, 5000] {
+            let answer = client.execute(shape(levels), None).await;
+            match answer {
+                Ok(info) => {
+                    let rows = client.do_get(info.endpoint[0].ticket.clone().unwrap()).await.unwrap();
+                    rows.try_collect::<Vec<_>>().await.unwrap();
+                    assert_eq!(levels, 300, "{}", &shape(3));
+                }
+                Err(FlightError::Tonic(status)) => {
+                    assert_eq!(status.code(), Code::InvalidArgument, "{status}")
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+    server.stop();
 }

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use futures::TryStreamExt;
+use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+use arrow_flight::FlightDescriptor;
+use arrow_flight::encode::FlightDataEncoderBuilder;
+use futures::{StreamExt, TryStreamExt, stream};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -71,6 +74,17 @@ async fn a_collector_hears_of_calls_and_their_statements() {
     let rows = client.do_get(info.endpoint[0].ticket.clone().unwrap()).await.unwrap();
     rows.try_collect::<Vec<_>>().await.unwrap();
     client.execute("SELECT * FROM nowhere".to_owned(), None).await.unwrap_err();
+    // A statement that runs while its answer is read.
+    let exchanged = "SELECT value FROM generate_series(1, 20) WHERE value <= ?";
+    let descriptor = FlightDescriptor::new_cmd(format!(r#"{{"query": "{exchanged}"}}"#));
+    let most: ArrayRef = Arc::new(Int64Array::from(vec![7]));
+    let question = RecordBatch::try_from_iter([("0", most)]).unwrap();
+    let questions = FlightDataEncoderBuilder::new().with_flight_descriptor(Some(descriptor));
+    let questions = questions.build(stream::iter([Ok(question)])).map(Result::unwrap);
+    let mut request = Request::new(questions);
+    request.metadata_mut().insert("traceparent", format!("00-{TRACE}-{PARENT}-01").parse().unwrap());
+    let answer = client.inner_mut().do_exchange(request).await.unwrap().into_inner();
+    answer.try_collect::<Vec<_>>().await.unwrap();
     server.stop(); // which sends what is left
 
     let requests = collector.0.lock().unwrap().clone();
@@ -101,7 +115,10 @@ async fn a_collector_hears_of_calls_and_their_statements() {
         let ours = |span: &&&Span| attributes(&span.attributes)["db.query.text"] == sql;
         *statements.iter().find(ours).unwrap_or_else(|| panic!("{sql} is not in {spans:#?}"))
     };
-    let (ran, failed) = (found(sql), found("SELECT * FROM nowhere"));
+    let (ran, failed, asked) = (found(sql), found("SELECT * FROM nowhere"), found(exchanged));
+    let exchange = named("arrow.flight.protocol.FlightService/DoExchange");
+    assert_eq!(asked.parent_span_id, exchange[0].span_id);
+    assert_eq!(attributes(&asked.attributes)["db.response.returned_rows"], "7");
     assert_eq!(ran.parent_span_id, calls[0].span_id);
     assert_eq!(attributes(&ran.attributes)["db.response.returned_rows"], "10");
     assert_eq!(ran.events.iter().map(|event| event.name.as_str()).collect::<Vec<_>>(), ["running"]);

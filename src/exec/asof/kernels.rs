@@ -1,6 +1,6 @@
 //! The join's pure algorithms over plain slices, for benchmarks outside the crate.
 
-use super::history::{Choice, Integers, Keys, Rows, Sought, Window, search};
+use super::history::{Integers, Keys, Rows, Sought, Window, search};
 use super::merge::{Knowledge, Merge, Rules, Side};
 
 /// Labels in the order of (key, time): their rows in `keys` and `times`.
@@ -16,9 +16,8 @@ pub fn search_sorted_file(rows: (&[i64], &[i64]), labels: (&[i64], &[i64])) -> u
         .map(|(label, (key, time))| Sought {
             key: *key,
             window: Window { near: *time, far: i64::MIN },
-            known_us: i64::MAX,
             label: label as u32,
-            choice: Choice::NONE,
+            has_choice: false,
         })
         .collect();
     let mut found = 0;

@@ -62,8 +62,8 @@ async fn watch(server: Arc<Server>, sender: mpsc::Sender<Change>) {
         if !told {
             warn!(
                 store = server.name(), %error,
-                "redis does not tell of changes: every read goes to it until it does. The cache needs a server of \
-                 version 6 or later and a user who may call CLIENT TRACKING"
+                "redis cannot be reached, or does not tell of changes (which takes version 6 and a user who may call CLIENT \
+                 TRACKING): until it does, nothing is answered from the cache"
             );
             told = true;
         }

@@ -145,9 +145,12 @@ async fn temporary_tables_are_read_as_they_are() {
     let mut other = house.client().await;
     let refused = status(fetch(&mut other, info.clone()).await.unwrap_err());
     assert_eq!(refused.code(), Code::NotFound, "{refused}");
-    assert!(refused.message().contains("'mine', which was temporary"), "{refused}");
-    // Nor does a stored table stand in for it.
+    assert!(refused.message().contains("'mine', a temporary object of the session that asked"), "{refused}");
+    // Nor does another of its name stand in for it, stored or temporary.
     update(&mut other, "CREATE TABLE mine AS SELECT 7 AS x").await;
+    let refused = status(fetch(&mut other, info.clone()).await.unwrap_err());
+    assert_eq!(refused.code(), Code::NotFound, "{refused}");
+    update(&mut other, "CREATE TEMP TABLE mine AS SELECT 7 AS x").await;
     let refused = status(fetch(&mut other, info.clone()).await.unwrap_err());
     assert_eq!(refused.code(), Code::NotFound, "{refused}");
     assert!(shown(&fetch(&mut client, info).await.unwrap()).contains("| 1 "));
@@ -159,6 +162,26 @@ async fn temporary_tables_are_read_as_they_are() {
     update(&mut client, "INSERT INTO t VALUES (6)").await;
     let rows = shown(&fetch(&mut client, info).await.unwrap());
     assert!(rows.contains("| 1 | 2 |"), "{rows}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_there_is_is_told_of_temporary_objects_too() {
+    let house = House::open().await;
+    let mut client = house.client().await;
+    update(&mut client, "CREATE TABLE hidden AS SELECT 1 AS stored").await;
+    update(&mut client, "CREATE TEMP TABLE hidden AS SELECT 1 AS mine").await;
+    update(&mut client, "CREATE TEMP TABLE more AS SELECT 1 AS x").await;
+    let mut told = async |sql: &str| {
+        let info = flight(&mut client, sql).await;
+        shown(&fetch(&mut client, info).await.unwrap())
+    };
+    let described = told("DESCRIBE hidden").await;
+    assert!(described.contains("mine") && !described.contains("stored"), "{described}");
+    for sql in ["SHOW TABLES", "SELECT table_name FROM information_schema.tables", "DESCRIBE more"] {
+        assert!(told(sql).await.contains(if sql == "DESCRIBE more" { "x" } else { "more" }), "{sql}");
+    }
+    let columns = "SELECT column_name FROM information_schema.columns WHERE table_name = 'hidden'";
+    assert!(told(columns).await.contains("mine"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

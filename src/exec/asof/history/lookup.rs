@@ -10,7 +10,7 @@ use datafusion::execution::memory_pool::MemoryReservation;
 
 use super::keys::{Keys, Sorted};
 use super::right::{Right, SortedFile};
-use super::search::{self, Choice, Rows, Sought, Window};
+use super::search::{self, Choice, Rows, Sought};
 use super::source::{OpenFile, Source, in_order};
 use crate::error::Error;
 use crate::offline::Fetched;
@@ -43,14 +43,6 @@ impl Numbers {
             Numbers::Each(numbers) => numbers[row],
         }
     }
-}
-
-/// A label before it is looked up anywhere.
-#[derive(Clone, Copy)]
-struct Entering<Key> {
-    key: Key,
-    window: Window,
-    label: u32,
 }
 
 /// One range against one right side.
@@ -86,31 +78,24 @@ impl<'a, K: Keys> Lookup<'a, K> {
             let beyond = |time: i64| if backward { time > max } else { time < min };
             let mut entering = entering[index].as_slice();
             for sought in open.drain(..) {
-                while let [first, rest @ ..] = entering
-                    && first.label < sought.label
-                {
-                    next.push(self.sought(first));
-                    entering = rest;
-                }
-                if beyond(sought.window.far) || !sought.choice.is_none() && beyond(sought.choice.time) {
-                    choices[sought.label as usize] = sought.choice;
-                } else {
+                let before = entering.iter().take_while(|first| first.label < sought.label).count();
+                next.extend_from_slice(&entering[..before]);
+                entering = &entering[before..];
+                let is_settled = sought.has_choice && beyond(choices[sought.label as usize].time);
+                if !is_settled && !beyond(sought.window.far) {
                     next.push(sought);
                 }
             }
-            next.extend(entering.iter().map(|entering| self.sought(entering)));
+            next.extend_from_slice(entering);
             std::mem::swap(&mut open, &mut next);
-            self.search_file(index, file, &mut open, &mut rows).await?;
-        }
-        for sought in open {
-            choices[sought.label as usize] = sought.choice;
+            self.search_file(index, file, &mut open, &mut choices, &mut rows).await?;
         }
         Ok(choices)
     }
 
     /// For each file the labels that may match it and no file before it. What the search needs of them is copied here,
     /// where labels are walked in order: each file later reads only its own.
-    fn entering(&self) -> Vec<Vec<Entering<K::Key<'a>>>> {
+    fn entering(&self) -> Vec<Vec<Sought<K::Key<'a>>>> {
         let backward = self.right.backward;
         // How far the files up to each one reach, which only grows.
         let mut reached = if backward { i64::MAX } else { i64::MIN };
@@ -133,19 +118,18 @@ impl<'a, K: Keys> Lookup<'a, K> {
             if let Some(entering) = entering.get_mut(first as usize) {
                 let (key, window) =
                     (self.labels.keys.get(label), self.right.window(self.labels.times[label]));
-                entering.push(Entering { key, window, label: label as u32 });
+                entering.push(Sought { key, window, label: label as u32, has_choice: false });
             }
         }
         entering
     }
 
-    fn sought(&self, entering: &Entering<K::Key<'a>>) -> Sought<K::Key<'a>> {
-        let Entering { key, window, label } = *entering;
-        let known_us = self.known_us.map_or(i64::MAX, |known| {
+    /// Whether the label may see what was ingested then, in µs since 1970.
+    fn knows(&self, label: u32, ingested_us: i64) -> bool {
+        self.known_us.is_none_or(|known| {
             let row = self.rows[self.labels.order[label as usize] as usize];
-            known[row as usize].unwrap_or(i64::MIN)
-        });
-        Sought { key, window, known_us, label, choice: Choice::NONE }
+            known[row as usize].unwrap_or(i64::MIN) >= ingested_us
+        })
     }
 
     async fn search_file(
@@ -153,13 +137,14 @@ impl<'a, K: Keys> Lookup<'a, K> {
         index: usize,
         sorted: &SortedFile,
         open: &mut [Sought<K::Key<'a>>],
+        choices: &mut [Choice],
         rows: &mut FileRows<K>,
     ) -> Result<()> {
         let (file, metrics) = (&self.files[index], &self.source.metrics);
         let (backward, (min, max)) = (self.right.backward, sorted.times);
         let ingested_us = sorted.ingested_us.unwrap_or(i64::MIN);
         let wanted = |sought: &Sought<K::Key<'a>>| {
-            sought.known_us >= ingested_us && sought.window.overlaps(backward, min, max)
+            sought.window.overlaps(backward, min, max) && self.knows(sought.label, ingested_us)
         };
         let pages = &file.pages;
         let ranges = match self.right.is_sorted {
@@ -184,8 +169,10 @@ impl<'a, K: Keys> Lookup<'a, K> {
             backward,
             wanted,
             |sought, found| {
-                if sought.choice.is_none() || self.is_better(rows.times[found], index, &sought.choice) {
-                    sought.choice =
+                let choice = &mut choices[sought.label as usize];
+                if !sought.has_choice || self.is_better(rows.times[found], index, choice) {
+                    sought.has_choice = true;
+                    *choice =
                         Choice { time: rows.times[found], file: index as u32, row: rows.numbers.of(found) };
                 }
             },

@@ -36,4 +36,4 @@ pub(super) use exec::AsofHistoryExec;
 pub(super) use keys::{Integers, KeyKind, Keys};
 pub(super) use labels::LabelExprs;
 pub(super) use right::{HistoryColumn, KnownBy, Origin, Output, Right, SortedFile};
-pub(super) use search::{Choice, Rows, Sought, Window, search};
+pub(super) use search::{Rows, Sought, Window, search};

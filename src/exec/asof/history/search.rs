@@ -59,10 +59,9 @@ impl Choice {
 pub(in crate::exec::asof) struct Sought<Key> {
     pub(in crate::exec::asof) key: Key,
     pub(in crate::exec::asof) window: Window,
-    /// Latest ingestion, in µs since 1970, that the label may see.
-    pub(in crate::exec::asof) known_us: i64,
     pub(in crate::exec::asof) label: u32,
-    pub(in crate::exec::asof) choice: Choice,
+    /// Whether it has been found in some file.
+    pub(in crate::exec::asof) has_choice: bool,
 }
 
 /// Rows of one file in the order of (key, time); rows of equal key and time in the order of ingestion.
