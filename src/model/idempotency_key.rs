@@ -29,15 +29,6 @@ impl IdempotencyKey {
         Ok(Self(text.into()))
     }
 
-    /// The key of one of the executions of a statement that is run once for each row of parameters. No client can give
-    /// it: `#` is not allowed.
-    pub(crate) fn of_execution(&self, execution: usize) -> Self {
-        match execution {
-            0 => self.clone(),
-            later => Self(format!("{}#{later}", self.0).into()),
-        }
-    }
-
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
@@ -64,11 +55,5 @@ mod tests {
             let error = IdempotencyKey::parse(bad).unwrap_err();
             assert!(error.message().contains("1 to 128 letters"), "{error}");
         }
-    }
-
-    #[test]
-    fn executions_have_keys_of_their_own() {
-        let key = IdempotencyKey::parse("k").unwrap();
-        assert_eq!([0, 1, 12].map(|n| key.of_execution(n).to_string()), ["k", "k#1", "k#12"]);
     }
 }

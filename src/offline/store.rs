@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::SchemaRef;

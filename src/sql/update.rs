@@ -26,8 +26,7 @@ impl Session {
     }
 
     /// As [`Self::update`]; where the statement writes rows and did so before with the same key, it only returns how
-    /// many. Each row of `parameters` has a key of its own, made of this one. Without a key, the one counts that
-    /// `SET idempotency_key` put down for the next write.
+    /// many. Without a key, the one counts that `SET idempotency_key` put down for the next write.
     ///
     /// # Errors
     /// Those of an update; `Unsupported` for a key on rows that go into a temporary table.
@@ -114,7 +113,6 @@ impl Session {
                 let bound = bind::bind(plan, parameters)?;
                 let mut changed = 0;
                 for execution in 0..bound.executions() {
-                    let key = key.as_ref().map(|key| key.of_execution(execution));
                     changed += self.run_update(state, bound.plan(execution)?, key.as_ref()).await?;
                 }
                 Ok(changed)
