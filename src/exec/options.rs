@@ -52,6 +52,8 @@ extensions_options! {
         pub rows_max: usize, default = 0
         /// Bytes that a statement may hold in memory before it spills; 0 is no limit but the server's.
         pub memory_limit: usize, default = 0
+        /// Idempotency key of the next write; empty for none.
+        pub idempotency_key: String, default = String::new()
     }
 }
 

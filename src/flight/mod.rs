@@ -13,6 +13,7 @@ mod endpoints;
 mod exchange;
 pub(crate) mod fuzzing;
 mod handle;
+mod idempotency;
 mod listener;
 mod message;
 mod metadata;

@@ -26,6 +26,7 @@ use super::metadata::CATALOG;
 use super::security::Seals;
 use super::status::from_client_stream;
 use crate::error::{Error, Result};
+use crate::model::IdempotencyKey;
 use crate::sql::{IfExists, IfNotExists, IngestTarget, Session};
 
 /// Parameters are held in memory; rows by the million belong into bulk ingest.
@@ -39,6 +40,7 @@ const NOTHING_PUT: &str = "the stream ended before its first message: some clien
 pub(super) async fn put(
     session: &Arc<Session>,
     seals: &Seals,
+    key: Option<IdempotencyKey>,
     mut messages: Streaming<FlightData>,
 ) -> Result<PutResult> {
     let first = messages.message().await.map_err(|status| from_client_stream(&status))?;
@@ -49,17 +51,17 @@ pub(super) async fn put(
         .ok_or_else(|| Error::invalid("the first message of a put must carry a descriptor"))?;
     let rows = Rows::open(first, messages);
     match Request::of_descriptor(&descriptor, seals)? {
-        Request::Update(statement) => update(session, &statement, None).await,
+        Request::Update(statement) => update(session, &statement, None, key).await,
         Request::PreparedUpdate(statement) => {
             let rows = rows.await?.collect().await?;
             let parameters = match rows {
                 Some(rows) => Some(rows),
                 None => statement.parameters()?,
             };
-            update(session, &statement, parameters).await
+            update(session, &statement, parameters, key).await
         }
         Request::Prepared(statement) => bind(&statement, seals, rows.await?.collect().await?),
-        Request::Ingest(command) => ingest(session, command, rows.await?).await,
+        Request::Ingest(command) => ingest(session, command, key, rows.await?).await,
         Request::Query(_) | Request::Metadata(_) | Request::Ticket(_) | Request::Direct(_) => {
             Err(Error::invalid("this command is no put; send it through GetFlightInfo"))
         }
@@ -70,8 +72,9 @@ async fn update(
     session: &Arc<Session>,
     statement: &Statement,
     parameters: Option<RecordBatch>,
+    key: Option<IdempotencyKey>,
 ) -> Result<PutResult> {
-    let affected = session.update(&statement.sql, parameters.as_ref()).await?;
+    let affected = session.update_once(&statement.sql, parameters.as_ref(), key).await?;
     Ok(affected_rows(affected))
 }
 
@@ -90,8 +93,13 @@ fn bind(statement: &Statement, seals: &Seals, parameters: Option<RecordBatch>) -
     Ok(PutResult { app_metadata: result.encode_to_vec().into() })
 }
 
-async fn ingest(session: &Arc<Session>, command: CommandStatementIngest, rows: Rows) -> Result<PutResult> {
-    let target = ingest_target(command)?;
+async fn ingest(
+    session: &Arc<Session>,
+    command: CommandStatementIngest,
+    key: Option<IdempotencyKey>,
+    rows: Rows,
+) -> Result<PutResult> {
+    let target = IngestTarget { idempotency_key: key, ..ingest_target(command)? };
     let rows = rows.into_stream().ok_or_else(|| Error::invalid("an ingest without a schema"))?;
     Ok(affected_rows(session.ingest(target, rows).await?))
 }
@@ -113,6 +121,7 @@ fn ingest_target(command: CommandStatementIngest) -> Result<IngestTarget> {
         temporary: command.temporary,
         if_not_exists,
         if_exists,
+        idempotency_key: None,
     })
 }
 

@@ -21,6 +21,7 @@ use super::handle::{Statement, Ticket};
 use super::message::Message;
 use super::stream::{Answers, Encoder};
 use crate::error::{Error, Result};
+use crate::model::IdempotencyKey;
 use crate::sql::{Prepared, Session, StatementKind};
 
 /// Every endpoint has a ticket, and each ticket the statement and its parameters.
@@ -31,6 +32,7 @@ pub(super) async fn flight_info(
     session: &Arc<Session>,
     endpoints: &Endpoints,
     statement: Statement,
+    key: Option<IdempotencyKey>,
     descriptor: FlightDescriptor,
 ) -> Result<FlightInfo> {
     let parameters = statement.parameters()?;
@@ -38,7 +40,7 @@ pub(super) async fn flight_info(
     let prepared = &described.prepared;
     require_bound(prepared, parameters.as_ref())?;
     if prepared.kind == StatementKind::Update {
-        let affected = session.update(&statement.sql, parameters.as_ref()).await?;
+        let affected = session.update_once(&statement.sql, parameters.as_ref(), key).await?;
         let records = i64::try_from(affected).unwrap_or(i64::MAX);
         return info(&prepared.schema, vec![endpoints.here(&Ticket::Done)], descriptor, records, false);
     }

@@ -19,6 +19,7 @@ use super::compression;
 use super::drain::{Drain, InFlight};
 use super::endpoints::{Endpoints, info};
 use super::exchange;
+use super::idempotency;
 use super::listener::Peer;
 use super::message::Message;
 use super::metadata;
@@ -58,12 +59,13 @@ impl Service {
 
     async fn info(&self, call: Call<FlightDescriptor>) -> Result<FlightInfo> {
         let request = Request::of_descriptor(call.get_ref(), &self.seals)?;
+        let key = idempotency::key(call.metadata())?;
         let (session, _in_flight) = self.enter(&call, !matches!(request, Request::Metadata(_)))?;
         let descriptor = call.into_inner();
         self.until_stopped(async {
             match request {
                 Request::Query(statement) | Request::Prepared(statement) => {
-                    query::flight_info(&session, &self.endpoints, statement, descriptor).await
+                    query::flight_info(&session, &self.endpoints, statement, key, descriptor).await
                 }
                 Request::Metadata(request) => {
                     let endpoint = self.endpoints.of_command(descriptor.cmd.clone());
@@ -148,8 +150,9 @@ impl Service {
     }
 
     async fn put(&self, call: Call<Streaming<FlightData>>) -> Result<PutResult> {
+        let key = idempotency::key(call.metadata())?;
         let (session, _in_flight) = self.enter(&call, true)?;
-        self.until_stopped(put::put(&session, &self.seals, call.into_inner())).await
+        self.until_stopped(put::put(&session, &self.seals, key, call.into_inner())).await
     }
 
     async fn act(&self, call: Call<Action>) -> Result<Response<Answers<arrow_flight::Result>>> {

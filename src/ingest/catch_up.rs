@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use datafusion::arrow::array::RecordBatch;
 use datafusion::catalog::TableProvider;
 use datafusion::execution::context::SessionContext;
 use datafusion::physical_plan::execute_stream;
@@ -17,6 +18,9 @@ use crate::error::Result;
 use crate::model::FeatureGroup;
 use crate::offline::{IcebergTable, OfflineTable};
 
+/// Who is shown the rows that were applied.
+type Seen<'a> = &'a (dyn Fn(&RecordBatch) + Sync);
+
 /// One catch-up per group at a time.
 #[derive(Debug, Default)]
 pub(super) struct Locks(Mutex<HashMap<Uuid, Arc<tokio::sync::Mutex<()>>>>);
@@ -28,8 +32,14 @@ impl Locks {
 }
 
 impl Ingest {
-    /// Applies to the online store what `table`'s current snapshot has and the store has not. Returns the rows applied.
-    pub(crate) async fn catch_up(&self, group: &Arc<FeatureGroup>, table: &OfflineTable) -> Result<u64> {
+    /// Applies to the online store what `table`'s current snapshot has and the store has not. Returns the rows applied,
+    /// which `seen` is shown as they are.
+    pub(crate) async fn catch_up(
+        &self,
+        group: &Arc<FeatureGroup>,
+        table: &OfflineTable,
+        seen: Seen<'_>,
+    ) -> Result<u64> {
         let Some(current) = table.metadata().current_snapshot_id().filter(|_| group.online) else {
             return Ok(0);
         };
@@ -53,8 +63,29 @@ impl Ingest {
             Some(snapshots) => IcebergTable::added_by(offline, table.clone(), snapshots),
             None => IcebergTable::current(offline, table.clone()),
         };
-        let applied = self.apply(group, &rows).await?;
+        let applied = self.apply(group, &rows, seen).await?;
         self.online.set_applied_snapshot(group.id, current).await?;
+        Ok(applied)
+    }
+
+    /// Applies all rows of `table` again. Nothing is taken away first, so that nothing is missing meanwhile, and writes
+    /// of this or another server may go on: newer wins, and what was lost comes back.
+    pub(crate) async fn rebuild(
+        &self,
+        group: &Arc<FeatureGroup>,
+        table: &OfflineTable,
+        seen: Seen<'_>,
+    ) -> Result<u64> {
+        let lock = self.locks.of(group.id);
+        let _one_at_a_time = lock.lock().await;
+        let rows = IcebergTable::current(Arc::clone(&self.offline), table.clone());
+        let applied = self.apply(group, &rows, seen).await?;
+        // What was noted before may be newer than this view; what was not noted is all there now.
+        if let Some(current) = table.metadata().current_snapshot_id()
+            && self.online.applied_snapshot(group.id).await?.is_none()
+        {
+            self.online.set_applied_snapshot(group.id, current).await?;
+        }
         Ok(applied)
     }
 
@@ -66,7 +97,7 @@ impl Ingest {
         }))
     }
 
-    async fn apply(&self, group: &Arc<FeatureGroup>, rows: &IcebergTable) -> Result<u64> {
+    async fn apply(&self, group: &Arc<FeatureGroup>, rows: &IcebergTable, seen: Seen<'_>) -> Result<u64> {
         let config = SessionConfig::new().with_target_partitions(1);
         let state = SessionContext::new_with_config_rt(config, Arc::clone(&self.runtime)).state();
         let plan = rows.scan(&state, None, &[], None).await?;
@@ -75,6 +106,7 @@ impl Ingest {
         while let Some(batch) = batches.try_next().await? {
             applied += batch.num_rows() as u64;
             self.online.write(group, &batch).await?;
+            seen(&batch);
         }
         Ok(applied)
     }
@@ -86,7 +118,7 @@ impl Ingest {
         let listing = self.registry.listing().await?;
         let mut behind = 0;
         for (group, table) in self.registry.feature_groups(&listing).await {
-            match self.catch_up(&group, &table).await {
+            match self.catch_up(&group, &table, &|_| ()).await {
                 Ok(0) => {}
                 Ok(rows) => tracing::info!(group = %group.name, rows, "online store caught up"),
                 Err(error) => {

@@ -2,6 +2,7 @@
 
 mod catch_up;
 mod conform;
+mod freshness;
 mod stamp;
 
 use std::collections::HashMap;
@@ -15,14 +16,15 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
 
 use crate::clock::Clock;
-use crate::error::{Error, Result};
-use crate::model::{FeatureGroup, TableName};
-use crate::offline::{OfflineStore, OfflineTable, TableSpec, storage_schema};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{FeatureGroup, IdempotencyKey, TableName};
+use crate::offline::{IDEMPOTENCY_KEY, OfflineStore, OfflineTable, TableSpec, storage_schema};
 use crate::online::OnlineStore;
 use crate::registry::{Object, Registry};
 
 use catch_up::Locks;
 pub(crate) use conform::{Conform, lossless};
+pub(crate) use freshness::{Freshness, Lag};
 use stamp::{INGESTED_AT_PROPERTY, Stamps};
 
 /// The one way rows get in: from SQL and from bulk ingest.
@@ -32,6 +34,7 @@ pub(crate) struct Ingest {
     offline: Arc<OfflineStore>,
     online: Arc<dyn OnlineStore>,
     runtime: Arc<RuntimeEnv>,
+    clock: Arc<dyn Clock>,
     stamps: Stamps,
     locks: Locks,
 }
@@ -44,24 +47,31 @@ impl Ingest {
         runtime: Arc<RuntimeEnv>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { registry, offline, online, runtime, stamps: Stamps::new(clock), locks: Locks::default() }
+        let stamps = Stamps::new(Arc::clone(&clock));
+        Self { registry, offline, online, runtime, clock, stamps, locks: Locks::default() }
     }
 
     /// Appends rows, matched to the table's columns by name. Returns how many, once they are durable
-    /// offline; for a feature group they are then in the online store too, or will be as soon as it answers.
+    /// offline; for a feature group they are then in the online store too, or will be as soon as it answers. A write
+    /// whose key an earlier one had adds nothing, and returns what that one added.
     ///
     /// # Errors
     /// `NotFound`; `Invalid` where a column is missing, unknown, of the wrong type, or NULL where it must
     /// not be. Nothing is written then.
-    pub(crate) async fn append(&self, name: &TableName, rows: SendableRecordBatchStream) -> Result<u64> {
+    pub(crate) async fn append(
+        &self,
+        name: &TableName,
+        rows: SendableRecordBatchStream,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<u64> {
         match self.registry.object(name).await? {
             None => Err(Error::not_found(format!("table '{name}' does not exist: create it first"))),
             Some(Object::Table(table)) => {
                 let conform = Conform::to_table(name, table.schema(), &rows.schema())?;
                 let rows = conformed(rows, conform, Arc::clone(table.schema()));
-                Ok(self.offline.append(&table, rows, HashMap::new(), self.memory()).await?.1)
+                Ok(self.offline.append(&table, rows, properties(key), self.memory()).await?.1)
             }
-            Some(Object::FeatureGroup(group, table)) => self.append_to_group(&group, &table, rows).await,
+            Some(Object::FeatureGroup(group, table)) => self.append_to_group(&group, &table, rows, key).await,
         }
     }
 
@@ -70,23 +80,50 @@ impl Ingest {
         group: &Arc<FeatureGroup>,
         table: &OfflineTable,
         rows: SendableRecordBatchStream,
+        key: Option<&IdempotencyKey>,
     ) -> Result<u64> {
         let conform = Conform::to_group(group, &rows.schema())?;
         let rows = conformed(rows, conform, group.schema());
         let ingested_at_us = self.stamps.next(group.id, table.snapshot_property(INGESTED_AT_PROPERTY));
         let rows = stamp::stamped(rows, group.history_schema(), ingested_at_us);
-        let properties = HashMap::from([(INGESTED_AT_PROPERTY.to_owned(), ingested_at_us.to_string())]);
+        let mut properties = properties(key);
+        properties.insert(INGESTED_AT_PROPERTY.to_owned(), ingested_at_us.to_string());
         let (table, count) = self.offline.append(table, rows, properties, self.memory()).await?;
-        if count > 0
-            && let Err(error) = self.catch_up(group, &table).await
-        {
-            // The rows are durable and acknowledged; the online store is behind until it answers again.
-            tracing::warn!(group = %group.name, %error, "online store is behind until it answers");
+        if count > 0 {
+            self.serve(group, &table).await;
         }
         Ok(count)
     }
 
-    /// Creates a plain table of `rows`: all of it or nothing.
+    /// Brings online what is durable and acknowledged; a store that does not answer is behind until it does.
+    async fn serve(&self, group: &Arc<FeatureGroup>, table: &OfflineTable) {
+        if let Err(error) = self.catch_up(group, table, &|_| ()).await {
+            tracing::warn!(group = %group.name, %error, "online store is behind until it answers");
+        }
+    }
+
+    /// The rows that an earlier write with this key added to the table, if there was one; then it is served too.
+    pub(crate) async fn earlier(
+        &self,
+        name: &TableName,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<Option<u64>> {
+        let Some(key) = key else { return Ok(None) };
+        match self.registry.object(name).await? {
+            None => Ok(None),
+            Some(Object::Table(table)) => Ok(table.rows_written_with(key.as_str())),
+            Some(Object::FeatureGroup(group, table)) => {
+                let rows = table.rows_written_with(key.as_str());
+                if rows.is_some() {
+                    self.serve(&group, &table).await;
+                }
+                Ok(rows)
+            }
+        }
+    }
+
+    /// Creates a plain table of `rows`: all of it or nothing. If a write with the same key did so before, returns what
+    /// that one wrote.
     ///
     /// # Errors
     /// `AlreadyExists`; `Invalid` where a type has no place in Iceberg.
@@ -94,14 +131,21 @@ impl Ingest {
         &self,
         name: &TableName,
         rows: SendableRecordBatchStream,
+        key: Option<&IdempotencyKey>,
     ) -> Result<u64> {
-        let spec = table_spec(name, &rows.schema())?;
+        let spec = TableSpec { snapshot_properties: properties(key), ..table_spec(name, &rows.schema())? };
         let conform = Conform::to_table(name, &spec.schema, &rows.schema())?;
         let rows = conformed(rows, conform, Arc::clone(&spec.schema));
-        self.offline.create(&spec, Some(rows), self.memory()).await
+        match self.offline.create(&spec, Some(rows), self.memory()).await {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                self.earlier(name, key).await?.ok_or(error)
+            }
+            created => created,
+        }
     }
 
-    /// Puts a plain table of `rows` in the place of a plain table, or creates it: all of it or nothing.
+    /// Puts a plain table of `rows` in the place of a plain table, or creates it: all of it or nothing. Sent again it does
+    /// the same again, and the table has the key for writes that append.
     ///
     /// # Errors
     /// `Invalid` where `name` is a feature group, whose definition and history would be lost.
@@ -109,9 +153,10 @@ impl Ingest {
         &self,
         name: &TableName,
         rows: SendableRecordBatchStream,
+        key: Option<&IdempotencyKey>,
     ) -> Result<u64> {
         let old = match self.registry.object(name).await? {
-            None => return self.create_table(name, rows).await,
+            None => return self.create_table(name, rows, key).await,
             Some(Object::Table(old)) => old,
             Some(Object::FeatureGroup(..)) => {
                 return Err(Error::invalid(format!(
@@ -120,7 +165,7 @@ impl Ingest {
                 )));
             }
         };
-        let spec = table_spec(name, &rows.schema())?;
+        let spec = TableSpec { snapshot_properties: properties(key), ..table_spec(name, &rows.schema())? };
         let conform = Conform::to_table(name, &spec.schema, &rows.schema())?;
         let rows = conformed(rows, conform, Arc::clone(&spec.schema));
         self.offline.replace(&old, &spec, rows, self.memory()).await
@@ -129,6 +174,11 @@ impl Ingest {
     fn memory(&self) -> &Arc<dyn MemoryPool> {
         &self.runtime.memory_pool
     }
+}
+
+/// What the summary of a write's snapshot says of it.
+fn properties(key: Option<&IdempotencyKey>) -> HashMap<String, String> {
+    key.map(|key| (IDEMPOTENCY_KEY.to_owned(), key.to_string())).into_iter().collect()
 }
 
 fn table_spec(name: &TableName, schema: &SchemaRef) -> Result<TableSpec> {

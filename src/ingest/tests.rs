@@ -1,16 +1,19 @@
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use datafusion::arrow::array::{ArrayRef, Int64Array, RecordBatch, TimestampMicrosecondArray};
-use datafusion::arrow::datatypes::{DataType, Field, TimeUnit};
+use datafusion::arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, TimestampMicrosecondArray};
+use datafusion::arrow::datatypes::{DataType, Field, Int64Type, TimeUnit};
+use datafusion::execution::context::SessionContext;
 use futures::stream::BoxStream;
 use uuid::Uuid;
 
 use super::*;
 use crate::clock::ManualClock;
 use crate::model::{Column, EntityKey, encode_keys};
+use crate::offline::{Fault, IcebergTable};
 use crate::online::{self, Backend, Found, OnlineOptions, ScannedEntries};
 use crate::registry::table_of;
 
@@ -71,8 +74,9 @@ impl OnlineStore for Faulty {
 struct Fixture {
     ingest: Ingest,
     online: Arc<Faulty>,
+    clock: Arc<ManualClock>,
     name: TableName,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 fn definition() -> FeatureGroup {
@@ -101,34 +105,56 @@ fn definition() -> FeatureGroup {
     }
 }
 
+async fn ingest(dir: &Path, online: Arc<dyn OnlineStore>, clock: Arc<ManualClock>) -> Ingest {
+    let offline = OfflineStore::open(&dir.join("catalog.db"), &dir.join("warehouse"), clock.clone()).await;
+    let offline = Arc::new(offline.unwrap());
+    let registry = Arc::new(Registry::new(Arc::clone(&offline)));
+    Ingest::new(registry, offline, online, Arc::new(RuntimeEnv::default()), clock)
+}
+
 async fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
-    let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(1_000));
-    let path = |name: &str| -> std::path::PathBuf { Path::new(dir.path()).join(name) };
-    let offline =
-        OfflineStore::open(&path("catalog.db"), &path("warehouse"), Arc::clone(&clock)).await.unwrap();
-    let offline = Arc::new(offline);
-    let backend = Backend::Embedded { path: path("online.redb") };
+    let clock = Arc::new(ManualClock::new(1_000));
+    let backend = Backend::Embedded { path: dir.path().join("online.redb") };
     let options = OnlineOptions { backend, timeout: Duration::from_secs(5), cache: None };
-    let store = online::open(options, Arc::clone(&clock)).await.unwrap();
+    let store = online::open(options, clock.clone()).await.unwrap();
     let online = Arc::new(Faulty { store, down: AtomicBool::new(false) });
     let group = definition();
-    let runtime = Arc::new(RuntimeEnv::default());
-    offline.create(&table_of(&group).unwrap(), None, &runtime.memory_pool).await.unwrap();
-    let registry = Arc::new(Registry::new(Arc::clone(&offline)));
-    let store: Arc<dyn OnlineStore> = Arc::clone(&online) as _;
-    let ingest = Ingest::new(registry, offline, store, runtime, clock);
-    Fixture { ingest, online, name: group.name, _dir: dir }
+    let ingest = ingest(dir.path(), online.clone(), Arc::clone(&clock)).await;
+    ingest.offline.create(&table_of(&group).unwrap(), None, ingest.memory()).await.unwrap();
+    Fixture { ingest, online, clock, name: group.name, dir }
+}
+
+fn batch(keys: Vec<i64>) -> SendableRecordBatchStream {
+    let times: ArrayRef = Arc::new(TimestampMicrosecondArray::from_value(10, keys.len()));
+    let values: ArrayRef = Arc::new(Int64Array::from(keys.clone()));
+    let keys: ArrayRef = Arc::new(Int64Array::from(keys));
+    let batch = RecordBatch::try_from_iter([("k", keys), ("ts", times), ("v", values)]).unwrap();
+    Box::pin(RecordBatchStreamAdapter::new(batch.schema(), futures::stream::iter([Ok(batch)])))
 }
 
 impl Fixture {
     async fn append(&self, keys: Vec<i64>) -> Result<u64> {
-        let times: ArrayRef = Arc::new(TimestampMicrosecondArray::from_value(10, keys.len()));
-        let values: ArrayRef = Arc::new(Int64Array::from(keys.clone()));
-        let keys: ArrayRef = Arc::new(Int64Array::from(keys));
-        let batch = RecordBatch::try_from_iter([("k", keys), ("ts", times), ("v", values)]).unwrap();
-        let rows = RecordBatchStreamAdapter::new(batch.schema(), futures::stream::iter([Ok(batch)]));
-        self.ingest.append(&self.name, Box::pin(rows)).await
+        self.ingest.append(&self.name, batch(keys), None).await
+    }
+
+    /// How often each key is there offline.
+    async fn stored(&self) -> BTreeMap<i64, usize> {
+        let table = self.ingest.offline.load(&self.name).await.unwrap().unwrap();
+        let table = IcebergTable::current(Arc::clone(&self.ingest.offline), table);
+        let batches = SessionContext::new().read_table(Arc::new(table)).unwrap().collect().await.unwrap();
+        let mut stored = BTreeMap::new();
+        for key in batches.iter().flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values()) {
+            *stored.entry(*key).or_default() += 1;
+        }
+        stored
+    }
+
+    /// Snapshots and rows behind, and for how many microseconds; or why that is not known.
+    async fn lag(&self) -> (u64, u64, i64) {
+        let known = self.ingest.freshness().await.unwrap();
+        let lag = known[0].applied.as_ref().unwrap();
+        (lag.snapshots, lag.rows, lag.age_us)
     }
 
     async fn served(&self, keys: Vec<i64>) -> Vec<bool> {
@@ -179,7 +205,128 @@ async fn a_store_that_missed_writes_or_was_wiped_is_rebuilt() {
     };
     fixture.online.drop_group(group.id).await.unwrap();
     assert_eq!(fixture.served(vec![1, 2]).await, [false, false]);
-    assert_eq!(fixture.ingest.catch_up(&group, &table).await.unwrap(), 2);
-    assert_eq!(fixture.ingest.catch_up(&group, &table).await.unwrap(), 0, "nothing is left to apply");
+    assert_eq!(fixture.ingest.catch_up(&group, &table, &|_| ()).await.unwrap(), 2);
+    assert_eq!(
+        fixture.ingest.catch_up(&group, &table, &|_| ()).await.unwrap(),
+        0,
+        "nothing is left to apply"
+    );
     assert_eq!(fixture.served(vec![1, 2]).await, [true, true]);
+}
+
+#[tokio::test]
+async fn freshness_counts_what_is_not_served_yet() {
+    let fixture = fixture().await;
+    assert_eq!(fixture.lag().await, (0, 0, 0), "nothing was written");
+    fixture.clock.set(5_000_000);
+    fixture.append(vec![1]).await.unwrap();
+    assert_eq!(fixture.lag().await, (0, 0, 0));
+
+    fixture.online.down.store(true, Ordering::SeqCst);
+    fixture.append(vec![2, 3]).await.unwrap();
+    fixture.clock.advance(3_000_000);
+    fixture.append(vec![4]).await.unwrap();
+    fixture.clock.advance(1_500_000);
+    assert_eq!(fixture.lag().await, (2, 3, 4_500_000), "as old as the oldest that is missing");
+
+    fixture.online.down.store(false, Ordering::SeqCst);
+    fixture.ingest.catch_up_all().await.unwrap();
+    assert_eq!(fixture.lag().await, (0, 0, 0));
+    let group = fixture.ingest.freshness().await.unwrap().remove(0).group;
+    fixture.online.drop_group(group.id).await.unwrap();
+    assert_eq!(fixture.lag().await, (3, 4, 4_500_000), "of a store that was wiped all of it is missing");
+}
+
+/// Numbers that look random and are the same in every run.
+fn random(mut state: u64) -> impl FnMut(u64) -> u64 {
+    move |below| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acknowledged_rows_are_there_once_whatever_the_catalog_and_the_online_store_do() {
+    const WRITERS: i64 = 4;
+    const WRITES: i64 = 6;
+    let fixture = fixture().await;
+    let servers = [
+        &fixture.ingest,
+        &ingest(fixture.dir.path(), fixture.online.clone(), Arc::clone(&fixture.clock)).await,
+    ];
+    for (seed, server) in (1..).zip(servers) {
+        let mut random = random(seed);
+        server.offline.faults.follow(move || match random(8) {
+            0 => Fault::Before,
+            1 => Fault::After,
+            2 | 3 => Fault::Slow,
+            _ => Fault::None,
+        });
+    }
+    let keys_of = |writer: i64, write: i64| vec![writer * 1000 + write * 10, writer * 1000 + write * 10 + 1];
+    let (name, online) = (&fixture.name, &fixture.online);
+    let writers = (0..WRITERS).map(|writer| async move {
+        let mut random = random(100 + writer as u64);
+        for write in 0..WRITES {
+            let key = IdempotencyKey::parse(&format!("{writer}/{write}")).unwrap();
+            let mut tries = 0;
+            loop {
+                online.down.store(random(3) == 0, Ordering::SeqCst);
+                // The next try may go to the other server.
+                let server = servers[random(2) as usize];
+                let done = server.append(name, batch(keys_of(writer, write)), Some(&key)).await;
+                match done {
+                    Ok(rows) => break assert_eq!(rows, 2),
+                    Err(error) => {
+                        let may_retry = [ErrorKind::Unavailable, ErrorKind::Conflict];
+                        assert!(may_retry.contains(&error.kind()), "{error}");
+                    }
+                }
+                tries += 1;
+                assert!(tries < 100, "writer {writer} never got its write {write} through");
+            }
+        }
+    });
+    futures::future::join_all(writers).await;
+    servers.iter().for_each(|server| server.offline.faults.next(&[]));
+    online.down.store(false, Ordering::SeqCst);
+    for server in servers {
+        assert_eq!(server.catch_up_all().await.unwrap(), 0);
+    }
+    let written: Vec<i64> =
+        (0..WRITERS).flat_map(|writer| (0..WRITES).flat_map(move |write| keys_of(writer, write))).collect();
+    assert_eq!(fixture.stored().await, written.iter().map(|key| (*key, 1)).collect());
+    assert_eq!(fixture.served(written.clone()).await, vec![true; written.len()]);
+    assert_eq!(fixture.lag().await, (0, 0, 0));
+}
+
+#[tokio::test]
+async fn a_repeated_write_is_served_though_the_first_was_not() {
+    let fixture = fixture().await;
+    let key = IdempotencyKey::parse("k").unwrap();
+    fixture.online.down.store(true, Ordering::SeqCst);
+    fixture.ingest.append(&fixture.name, batch(vec![7]), Some(&key)).await.unwrap();
+    fixture.online.down.store(false, Ordering::SeqCst);
+    assert_eq!(fixture.ingest.earlier(&fixture.name, Some(&key)).await.unwrap(), Some(1));
+    assert_eq!(fixture.served(vec![7]).await, [true]);
+}
+
+#[tokio::test]
+async fn a_rebuild_brings_back_what_the_online_store_lost() {
+    let fixture = fixture().await;
+    fixture.append(vec![1, 2]).await.unwrap();
+    let Some(Object::FeatureGroup(group, table)) =
+        fixture.ingest.registry.object(&fixture.name).await.unwrap()
+    else {
+        panic!("the group is gone")
+    };
+    // As a store does that evicts entries, or came back from an old copy: the note says that all is well.
+    let applied = fixture.online.applied_snapshot(group.id).await.unwrap().unwrap();
+    fixture.online.drop_group(group.id).await.unwrap();
+    fixture.online.set_applied_snapshot(group.id, applied).await.unwrap();
+    assert_eq!(fixture.ingest.catch_up(&group, &table, &|_| ()).await.unwrap(), 0);
+    assert_eq!(fixture.served(vec![1, 2]).await, [false, false]);
+    assert_eq!(fixture.ingest.rebuild(&group, &table, &|_| ()).await.unwrap(), 2);
+    assert_eq!(fixture.served(vec![1, 2]).await, [true, true]);
+    assert_eq!(fixture.online.applied_snapshot(group.id).await.unwrap(), Some(applied));
 }

@@ -1,12 +1,14 @@
 //! What a feature group is: plain data, no I/O.
 
 mod feature_group;
+mod idempotency_key;
 mod key;
 mod packed;
 
 pub use feature_group::{
     Column, FeatureGroup, FeatureSchema, INGESTED_AT, SEQUENCE, TableName, TableVersion, system_fields,
 };
+pub use idempotency_key::IdempotencyKey;
 pub(crate) use key::{EntityKey, decode_keys, encode_keys};
 pub use packed::fuzzing;
 pub(crate) use packed::{

@@ -1,8 +1,11 @@
 //! History: Iceberg tables, how they are found, read, written and committed.
 
 mod catalog;
+mod commit;
 mod durable;
 mod evolution;
+#[cfg(test)]
+mod faults;
 mod files;
 mod history;
 pub(crate) mod inspect;
@@ -17,10 +20,13 @@ mod store;
 mod table;
 mod write;
 
+pub(crate) use commit::IDEMPOTENCY_KEY;
+#[cfg(test)]
+pub(crate) use faults::Fault;
 pub(crate) use history::{History, HistoryFile};
 pub use rows::packed_values_at;
 pub(crate) use rows::{Buffers, Fetched, RowFile, ranges_of};
 pub(crate) use scan::{IcebergTable, is_file_scan};
 pub(crate) use schema::{storage_schema, storage_type};
 pub(crate) use store::{OfflineStore, TableSpec};
-pub(crate) use table::OfflineTable;
+pub(crate) use table::{OfflineTable, added_rows};

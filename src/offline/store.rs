@@ -1,8 +1,7 @@
-//! The offline store: creates, finds, appends to, replaces and drops Iceberg tables.
+//! The offline store: finds Iceberg tables, and builds what a commit will name.
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::SchemaRef;
@@ -21,14 +20,12 @@ use super::order::iceberg_order;
 use super::schema::iceberg_schema;
 use super::snapshot;
 use super::table::OfflineTable;
-use super::write::{WrittenFiles, write_files};
+use super::write::write_files;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::model::TableName;
 
 const METADATA_MAX: u64 = 4096;
-/// How often a commit starts again from fresh metadata when others commit to the same table.
-const COMMIT_ATTEMPTS_MAX: usize = 32;
 
 /// How much of a table's name goes into its directory's name; a UUID behind it makes it unique.
 const NAME_CHARS_MAX: usize = 64;
@@ -45,24 +42,35 @@ pub(crate) struct TableSpec {
     pub(crate) properties: HashMap<String, String>,
     /// Columns that its files are sorted by, ascending and NULLs first; none for rows as they come.
     pub(crate) sort_columns: Vec<String>,
+    /// What the summary of its first snapshot holds beside Iceberg's own, if it is created with rows.
+    pub(crate) snapshot_properties: HashMap<String, String>,
 }
 
 impl TableSpec {
     /// A table of these columns, and nothing more to say of it.
     pub(crate) fn plain(name: TableName, schema: SchemaRef) -> Self {
-        Self { name, schema, docs: HashMap::new(), properties: HashMap::new(), sort_columns: Vec::new() }
+        Self {
+            name,
+            schema,
+            docs: HashMap::new(),
+            properties: HashMap::new(),
+            sort_columns: Vec::new(),
+            snapshot_properties: HashMap::new(),
+        }
     }
 }
 
 /// Iceberg tables in one warehouse, found through one catalog.
 #[derive(Debug)]
 pub(crate) struct OfflineStore {
-    catalog: Catalog,
-    io: FileIO,
+    pub(super) catalog: Catalog,
+    pub(super) io: FileIO,
     warehouse: PathBuf,
-    clock: Arc<dyn Clock>,
+    pub(super) clock: Arc<dyn Clock>,
     metadata: Cache<String, TableMetadataRef>,
     manifests: ManifestCache,
+    #[cfg(test)]
+    pub(crate) faults: super::faults::Faults,
 }
 
 impl OfflineStore {
@@ -82,6 +90,8 @@ impl OfflineStore {
             clock,
             metadata: Cache::new(METADATA_MAX),
             manifests: ManifestCache::default(),
+            #[cfg(test)]
+            faults: super::faults::Faults::default(),
         })
     }
 
@@ -124,6 +134,8 @@ impl OfflineStore {
 
     /// The table at its newest metadata.
     pub(crate) async fn load(&self, name: &TableName) -> Result<Option<OfflineTable>> {
+        #[cfg(test)]
+        self.faults.reading()?;
         match self.catalog.metadata_location(name).await? {
             Some(location) => self.load_at(name, &location).await.map(Some),
             None => Ok(None),
@@ -144,133 +156,7 @@ impl OfflineStore {
         }
     }
 
-    /// Creates a table, with rows if `rows` is given: both or neither become visible. Returns the rows written, for
-    /// which `memory` is asked.
-    ///
-    /// # Errors
-    /// `AlreadyExists` where the name is taken.
-    pub(crate) async fn create(
-        &self,
-        spec: &TableSpec,
-        rows: Option<SendableRecordBatchStream>,
-        memory: &Arc<dyn MemoryPool>,
-    ) -> Result<u64> {
-        let built = self.build(spec, rows, memory).await?;
-        match self.catalog.insert(&spec.name, &built.location).await {
-            Ok(true) => Ok(built.rows),
-            Ok(false) => {
-                self.discard(&built).await;
-                Err(Error::already_exists(format!("table '{}' exists already", spec.name)))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Puts a new table in the place of `old`, in one step.
-    ///
-    /// # Errors
-    /// `Conflict` where `old` changed meanwhile.
-    pub(crate) async fn replace(
-        &self,
-        old: &OfflineTable,
-        spec: &TableSpec,
-        rows: SendableRecordBatchStream,
-        memory: &Arc<dyn MemoryPool>,
-    ) -> Result<u64> {
-        let built = self.build(spec, Some(rows), memory).await?;
-        if self.catalog.swap(&spec.name, &old.location, &built.location).await? {
-            self.delete_files(&old.metadata).await;
-            return Ok(built.rows);
-        }
-        self.discard(&built).await;
-        Err(Error::conflict(format!("table '{}' changed while it was replaced: try again", spec.name)))
-    }
-
-    /// Appends rows to `table`, at whatever metadata it has by then, and returns it with them.
-    /// `properties` go into the snapshot's summary.
-    ///
-    /// # Errors
-    /// `Conflict` where the table was dropped or replaced meanwhile, or stays contended. Nothing is appended then.
-    pub(crate) async fn append(
-        &self,
-        table: &OfflineTable,
-        rows: SendableRecordBatchStream,
-        properties: HashMap<String, String>,
-        memory: &Arc<dyn MemoryPool>,
-    ) -> Result<(OfflineTable, u64)> {
-        let written = write_files(&self.io, &table.metadata, rows, memory).await?;
-        if written.files.is_empty() {
-            return Ok((table.clone(), 0));
-        }
-        let committed = self.commit(table, &written, properties).await;
-        if let Err(error) = &committed
-            && error.kind() == crate::error::ErrorKind::Conflict
-        {
-            written.discard(&self.io).await;
-        }
-        Ok((committed?, written.rows))
-    }
-
-    async fn commit(
-        &self,
-        table: &OfflineTable,
-        written: &WrittenFiles,
-        properties: HashMap<String, String>,
-    ) -> Result<OfflineTable> {
-        for _ in 0..COMMIT_ATTEMPTS_MAX {
-            let current = self.load(&table.name).await?;
-            let Some(current) = current.filter(|t| t.metadata.uuid() == table.metadata.uuid()) else {
-                return Err(Error::conflict(format!(
-                    "table '{}' was dropped or replaced meanwhile",
-                    table.name
-                )));
-            };
-            let now_ms = self.clock.now_us().div_euclid(1000);
-            let next = snapshot::append(
-                &self.io,
-                &current.metadata,
-                written.files.clone(),
-                properties.clone(),
-                now_ms,
-            )
-            .await?;
-            let location = MetadataLocation::from_str(&current.location)
-                .map_err(|e| {
-                    Error::corrupt(format!("table '{}' has a bad metadata location", table.name))
-                        .with_source(e)
-                })?
-                .with_next_version();
-            let (location, metadata) = self.write_metadata(next, location, &written.files).await?;
-            if self.catalog.swap(&table.name, &current.location, &location).await? {
-                return OfflineTable::new(table.name.clone(), &location, metadata);
-            }
-        }
-        Err(Error::conflict(format!(
-            "table '{}' is being written by too many at once: try again",
-            table.name
-        )))
-    }
-
-    /// Removes a table from the catalog, then its files.
-    pub(crate) async fn drop_table(&self, table: &OfflineTable) -> Result<()> {
-        let mut current = table.clone();
-        for _ in 0..COMMIT_ATTEMPTS_MAX {
-            if self.catalog.remove(&current.name, &current.location).await? {
-                self.delete_files(&current.metadata).await;
-                return Ok(());
-            }
-            match self.load(&table.name).await? {
-                Some(newer) if newer.metadata.uuid() == table.metadata.uuid() => current = newer,
-                _ => return Ok(()),
-            }
-        }
-        Err(Error::conflict(format!(
-            "table '{}' is being written by too many at once: try again",
-            table.name
-        )))
-    }
-
-    async fn build(
+    pub(super) async fn build(
         &self,
         spec: &TableSpec,
         rows: Option<SendableRecordBatchStream>,
@@ -298,8 +184,9 @@ impl OfflineStore {
             let files = write_files(&self.io, &metadata, rows, memory).await?;
             if !files.files.is_empty() {
                 let now_ms = self.clock.now_us().div_euclid(1000);
-                metadata = snapshot::append(&self.io, &metadata, files.files.clone(), HashMap::new(), now_ms)
-                    .await?;
+                let properties = spec.snapshot_properties.clone();
+                metadata =
+                    snapshot::append(&self.io, &metadata, files.files.clone(), properties, now_ms).await?;
             }
             written = Some(files);
         }
@@ -310,7 +197,7 @@ impl OfflineStore {
     }
 
     /// Writes metadata and makes it durable, with the data files that it names for the first time.
-    async fn write_metadata(
+    pub(super) async fn write_metadata(
         &self,
         metadata: TableMetadata,
         location: MetadataLocation,
@@ -327,11 +214,11 @@ impl OfflineStore {
         Ok((location, metadata))
     }
 
-    async fn discard(&self, built: &Built) {
+    pub(super) async fn discard(&self, built: &Built) {
         self.delete_files(&built.metadata).await;
     }
 
-    async fn delete_files(&self, metadata: &TableMetadata) {
+    pub(super) async fn delete_files(&self, metadata: &TableMetadata) {
         let location = metadata.location();
         let path = local_path(location);
         let leaves = path.components().any(|c| c == Component::ParentDir);
@@ -361,10 +248,10 @@ fn path_component(name: &str) -> String {
 }
 
 /// A complete table that the catalog does not name yet.
-struct Built {
-    location: String,
-    metadata: TableMetadataRef,
-    rows: u64,
+pub(super) struct Built {
+    pub(super) location: String,
+    pub(super) metadata: TableMetadataRef,
+    pub(super) rows: u64,
 }
 
 #[cfg(test)]

@@ -6,11 +6,15 @@ use chrono::{DateTime, SecondsFormat};
 use datafusion::arrow::datatypes::{FieldRef, SchemaRef};
 use iceberg::spec::{DataFile, Schema, SchemaRef as IcebergSchemaRef, SnapshotRef, TableMetadataRef};
 
+use super::commit::IDEMPOTENCY_KEY;
 use super::evolution::refuse_nested_renames;
 use super::order::TableOrder;
 use super::schema::arrow_schema;
 use crate::error::{Error, Result};
 use crate::model::{TableName, TableVersion};
+
+/// How many snapshots are looked through for an idempotency key, newest first.
+const KEYS_LOOKED_THROUGH_MAX: usize = 65_536;
 
 /// An Iceberg table at one version of its metadata, and there at its current snapshot or at an older one.
 #[derive(Debug, Clone)]
@@ -175,7 +179,7 @@ impl OfflineTable {
     /// Snapshots after `applied` up to the current one, or `None` where `applied` is not among its ancestors.
     pub(crate) fn snapshots_since(&self, applied: i64) -> Option<Vec<i64>> {
         let mut since = Vec::new();
-        for ancestor in self.ancestors() {
+        for ancestor in self.ancestors().map(|snapshot| snapshot.snapshot_id()) {
             if ancestor == applied {
                 return Some(since);
             }
@@ -185,9 +189,19 @@ impl OfflineTable {
     }
 
     /// The current snapshot, its parent, and so on, as far as they are kept.
-    pub(super) fn ancestors(&self) -> impl Iterator<Item = i64> {
+    pub(crate) fn ancestors(&self) -> impl Iterator<Item = &SnapshotRef> {
         let parent = |snapshot: &&SnapshotRef| self.metadata.snapshot_by_id(snapshot.parent_snapshot_id()?);
-        std::iter::successors(self.metadata.current_snapshot(), parent).map(|snapshot| snapshot.snapshot_id())
+        std::iter::successors(self.metadata.current_snapshot(), parent)
+    }
+
+    /// The rows that the write with this idempotency key added, if it made one of the last 65,536 snapshots and that is
+    /// still kept.
+    pub(crate) fn rows_written_with(&self, key: &str) -> Option<u64> {
+        let is_its = |snapshot: &&SnapshotRef| {
+            snapshot.summary().additional_properties.get(IDEMPOTENCY_KEY).is_some_and(|its| its == key)
+        };
+        let written = self.ancestors().take(KEYS_LOOKED_THROUGH_MAX).find(is_its)?;
+        Some(added_rows(written).unwrap_or(0))
     }
 
     /// A property of the current snapshot's summary.
@@ -195,6 +209,11 @@ impl OfflineTable {
         let summary = self.metadata.current_snapshot()?.summary();
         summary.additional_properties.get(key).map(String::as_str)
     }
+}
+
+/// The rows that a snapshot added, where its writer says.
+pub(crate) fn added_rows(snapshot: &SnapshotRef) -> Option<u64> {
+    snapshot.summary().additional_properties.get("added-records")?.parse().ok()
 }
 
 fn shown(time_ms: i64) -> String {

@@ -55,6 +55,7 @@ pub(crate) fn table_of(group: &FeatureGroup) -> Result<TableSpec> {
         docs: group.columns.iter().filter_map(described).collect(),
         properties: properties_of(group)?,
         sort_columns: order.map(str::to_owned).collect(),
+        snapshot_properties: HashMap::new(),
     })
 }
 

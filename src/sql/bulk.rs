@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use datafusion::arrow::datatypes::{Schema, SchemaRef};
 use datafusion::execution::SendableRecordBatchStream;
+use futures::TryStreamExt;
 
 use super::ddl::nullable;
+use super::insert::key_on_temporary;
 use super::session::Session;
 use super::system::{self, Known};
 use super::temp::TempTable;
 use crate::error::{Error, Result};
 use crate::metrics::Kind;
-use crate::model::{FeatureGroup, TableName};
+use crate::model::{FeatureGroup, IdempotencyKey, TableName};
 use crate::registry::{DEFAULT_SCHEMA, Object};
 
 /// What to do where the table of a bulk ingest does not exist.
@@ -47,6 +49,9 @@ pub struct IngestTarget {
     pub if_not_exists: IfNotExists,
     /// What to do where it exists.
     pub if_exists: IfExists,
+    /// What the write is called, so that it can be sent again: an ingest with the key of an earlier one into the same table
+    /// adds nothing and returns what that one added.
+    pub idempotency_key: Option<IdempotencyKey>,
 }
 
 /// One table as metadata calls list it.
@@ -73,9 +78,11 @@ impl Session {
     /// `NotFound` and `AlreadyExists` by the target's modes; `Invalid` where rows do not fit the table.
     pub async fn ingest(
         self: &Arc<Self>,
-        target: IngestTarget,
+        mut target: IngestTarget,
         batches: SendableRecordBatchStream,
     ) -> Result<u64> {
+        let pending = self.take_idempotency_key()?;
+        target.idempotency_key = target.idempotency_key.or(pending);
         let name = match &target.schema {
             Some(schema) => TableName::new(schema, &target.table),
             None => TableName::new(self.catalog.schema(), &target.table),
@@ -106,12 +113,18 @@ impl Session {
         if !exists {
             self.check_creatable(name)?;
         }
+        let (ingest, key) = (&self.engine.ingest, target.idempotency_key.as_ref());
+        if target.if_exists != IfExists::Replace
+            && let Some(rows) = ingest.earlier(name, key).await?
+        {
+            return repeated(batches, rows).await;
+        }
         match (exists, target.if_not_exists, target.if_exists) {
             (false, IfNotExists::Fail, _) => Err(missing(name)),
-            (false, IfNotExists::Create, _) => self.engine.ingest.create_table(name, nullable(batches)).await,
+            (false, IfNotExists::Create, _) => ingest.create_table(name, nullable(batches), key).await,
             (true, _, IfExists::Fail) => Err(taken(name)),
-            (true, _, IfExists::Append) => self.engine.ingest.append(name, batches).await,
-            (true, _, IfExists::Replace) => self.engine.ingest.replace_table(name, nullable(batches)).await,
+            (true, _, IfExists::Append) => ingest.append(name, batches, key).await,
+            (true, _, IfExists::Replace) => ingest.replace_table(name, nullable(batches), key).await,
         }
     }
 
@@ -122,6 +135,9 @@ impl Session {
         batches: SendableRecordBatchStream,
     ) -> Result<u64> {
         self.check_temp_name(name)?;
+        if target.idempotency_key.is_some() {
+            return Err(key_on_temporary(name));
+        }
         let existing = self.catalog.temp.get(&name.name);
         match (existing, target.if_not_exists, target.if_exists) {
             (None, IfNotExists::Fail, _) => return Err(missing(name)),
@@ -214,6 +230,24 @@ fn commented(group: &FeatureGroup) -> SchemaRef {
         column.field.as_ref().clone().with_metadata(metadata)
     });
     Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+}
+
+/// Takes the rows of an ingest that was done before, as their client expects, and tells how many were written then.
+///
+/// # Errors
+/// `Invalid` where they are not as many: the key was another write's.
+async fn repeated(mut batches: SendableRecordBatchStream, written: u64) -> Result<u64> {
+    let mut rows = 0;
+    while let Some(batch) = batches.try_next().await? {
+        rows += batch.num_rows() as u64;
+    }
+    match rows == written {
+        true => Ok(written),
+        false => Err(Error::invalid(format!(
+            "the idempotency key is that of an earlier write of {written} rows, and these are {rows}: give each write a \
+             key of its own"
+        ))),
+    }
 }
 
 fn missing(name: &TableName) -> Error {

@@ -257,6 +257,10 @@ impl SchemaProvider for SystemSchema {
     async fn table(&self, name: &str) -> DataFusionResult<Option<Arc<dyn TableProvider>>> {
         let known = Known {
             groups: self.0.registry.feature_groups(&self.0.listing()).await,
+            freshness: match name {
+                system::FRESHNESS => self.0.ingest.freshness().await?,
+                _ => Vec::new(),
+            },
             cache: self.0.online.cache_statistics(),
             running: self.0.running.list(),
         };

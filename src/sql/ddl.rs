@@ -18,7 +18,7 @@ use super::statement::CreateFeatureGroup;
 use super::system;
 use super::temp::TempTable;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::TableName;
+use crate::model::{IdempotencyKey, TableName};
 use crate::offline::{TableSpec, storage_schema};
 use crate::registry::{DEFAULT_SCHEMA, Object, table_of};
 
@@ -70,9 +70,14 @@ impl Session {
         }
     }
 
-    pub(super) async fn run_ddl(&self, state: &SessionState, ddl: DdlStatement) -> Result<u64> {
+    pub(super) async fn run_ddl(
+        &self,
+        state: &SessionState,
+        ddl: DdlStatement,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<u64> {
         match ddl {
-            DdlStatement::CreateMemoryTable(create) => self.create_table(state, create).await,
+            DdlStatement::CreateMemoryTable(create) => self.create_table(state, create, key).await,
             DdlStatement::CreateView(create) => self.create_view(create).map(|()| 0),
             DdlStatement::DropTable(DropTable { name, if_exists, .. }) => {
                 self.drop_table(&name, if_exists).await.map(|()| 0)
@@ -89,7 +94,12 @@ impl Session {
         }
     }
 
-    async fn create_table(&self, state: &SessionState, create: CreateMemoryTable) -> Result<u64> {
+    async fn create_table(
+        &self,
+        state: &SessionState,
+        create: CreateMemoryTable,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<u64> {
         let CreateMemoryTable {
             name,
             constraints,
@@ -127,14 +137,14 @@ impl Session {
             Some(query) => {
                 let rows = nullable(run(state, query).await?);
                 match or_replace {
-                    true => self.engine.ingest.replace_table(&name, rows).await,
-                    false => self.engine.ingest.create_table(&name, rows).await,
+                    true => self.engine.ingest.replace_table(&name, rows, key).await,
+                    false => self.engine.ingest.create_table(&name, rows, key).await,
                 }
             }
             None if or_replace => {
                 let schema = storage_schema(input.schema().as_arrow())?;
                 let none = RecordBatchStreamAdapter::new(schema, futures::stream::empty());
-                self.engine.ingest.replace_table(&name, Box::pin(none)).await
+                self.engine.ingest.replace_table(&name, Box::pin(none), key).await
             }
             None => {
                 let schema = storage_schema(input.schema().as_arrow())?;

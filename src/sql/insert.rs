@@ -1,24 +1,74 @@
-//! `INSERT INTO` a stored table: DataFusion's rows handed to ingest.
+//! `INSERT INTO`: DataFusion's rows handed to ingest.
 
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::arrow::datatypes::SchemaRef;
-use datafusion::catalog::{Session, TableProvider};
+use datafusion::arrow::array::AsArray;
+use datafusion::arrow::datatypes::{SchemaRef, UInt64Type};
+use datafusion::catalog::{Session as CatalogSession, TableProvider};
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DFSchema, Result as DataFusionResult};
 use datafusion::datasource::TableType;
 use datafusion::datasource::sink::{DataSink, DataSinkExec};
-use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext};
 use datafusion::logical_expr::dml::InsertOp;
-use datafusion::logical_expr::{Expr, LogicalPlan, TableProviderFilterPushDown, Values};
+use datafusion::logical_expr::{DmlStatement, Expr, LogicalPlan, TableProviderFilterPushDown, Values};
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan};
+use futures::TryStreamExt;
 
+use super::ddl::RESERVED_SCHEMAS;
+use super::session::{Session, default_schema, referenced, run};
 use crate::error::{Error, Result};
 use crate::ingest::Ingest;
-use crate::model::TableName;
+use crate::model::{IdempotencyKey, TableName};
+
+impl Session {
+    /// Runs an INSERT; with a key that an earlier one into the same table had, only tells what that one added.
+    pub(super) async fn insert(
+        &self,
+        state: &SessionState,
+        dml: DmlStatement,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<u64> {
+        let name = referenced(&dml.table_name, default_schema(state))?;
+        // No table may be called so: see `check_creatable`.
+        if name.name.contains('$') || RESERVED_SCHEMAS.contains(&name.schema.as_str()) {
+            return Err(Error::invalid(format!("'{}' is read-only", dml.table_name)));
+        }
+        let plan = nulls_reach_ingest(LogicalPlan::Dml(dml))?;
+        let Some(key) = key else { return count(run(state, &plan).await?).await };
+        if self.catalog.holds_temp(&name.schema) && self.catalog.temp.get(&name.name).is_some() {
+            return Err(key_on_temporary(&name));
+        }
+        if let Some(rows) = self.engine.ingest.earlier(&name, Some(key)).await? {
+            return Ok(rows);
+        }
+        let mut state = state.clone();
+        state.config_mut().set_extension(Arc::new(key.clone())); // where the sink finds it
+        count(run(&state, &plan).await?).await
+    }
+}
+
+/// A temporary table forgets its keys with everything else, so that no retry is safe.
+pub(super) fn key_on_temporary(name: &TableName) -> Error {
+    Error::unsupported(format!(
+        "an idempotency key does not work for '{}', which is temporary and has no snapshots to keep it: leave it out",
+        name.name
+    ))
+}
+
+/// Drains an INSERT, whose one row says how many rows it added.
+async fn count(mut rows: SendableRecordBatchStream) -> Result<u64> {
+    let mut sum = 0;
+    while let Some(batch) = rows.try_next().await? {
+        let counts = batch.column(0).as_primitive_opt::<UInt64Type>();
+        let counts = counts.ok_or_else(|| Error::internal("an INSERT did not return its count"))?;
+        sum += (0..counts.len()).map(|i| counts.value(i)).sum::<u64>();
+    }
+    Ok(sum)
+}
 
 /// The plan that appends `input` to the stored table `name`.
 pub(super) fn insert_plan(
@@ -83,9 +133,10 @@ impl DataSink for IngestSink {
     async fn write_all(
         &self,
         data: SendableRecordBatchStream,
-        _context: &Arc<TaskContext>,
+        context: &Arc<TaskContext>,
     ) -> DataFusionResult<u64> {
-        Ok(self.ingest.append(&self.name, data).await?)
+        let key = context.session_config().get_extension::<IdempotencyKey>();
+        Ok(self.ingest.append(&self.name, data, key.as_deref()).await?)
     }
 }
 
@@ -113,7 +164,7 @@ impl TableProvider for PlainTable {
 
     async fn scan(
         &self,
-        state: &dyn Session,
+        state: &dyn CatalogSession,
         projection: Option<&Vec<usize>>,
         filters: &[Expr],
         limit: Option<usize>,
@@ -130,7 +181,7 @@ impl TableProvider for PlainTable {
 
     async fn insert_into(
         &self,
-        _state: &dyn Session,
+        _state: &dyn CatalogSession,
         input: Arc<dyn ExecutionPlan>,
         insert_op: InsertOp,
     ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {

@@ -18,6 +18,7 @@ mod moment;
 mod output;
 mod parameters;
 mod parts;
+mod refresh;
 mod running;
 mod session;
 mod settings;
@@ -25,6 +26,7 @@ mod statement;
 mod system;
 mod temp;
 mod time_travel;
+mod update;
 mod walk;
 
 pub use bulk::{IfExists, IfNotExists, IngestTarget, TableEntry};

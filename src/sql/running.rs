@@ -119,7 +119,7 @@ impl Run {
         self.bytes.load(Relaxed)
     }
 
-    fn count(&self, batch: &RecordBatch) {
+    pub(super) fn count(&self, batch: &RecordBatch) {
         self.rows.fetch_add(batch.num_rows() as u64, Relaxed);
         let bytes = batch.columns().iter().map(|column| {
             column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size())
@@ -256,7 +256,7 @@ type End = Result<(), (ErrorKind, String)>;
 #[derive(Debug)]
 pub(super) struct Watch {
     running: Arc<Running>,
-    run: Arc<Run>,
+    pub(super) run: Arc<Run>,
     listed: Option<Listed>,
     span: Span,
     /// `None` until it is known.

@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use chrono::DateTime;
-use datafusion::arrow::array::{AsArray, RecordBatch};
-use datafusion::arrow::datatypes::{Schema, SchemaRef, UInt64Type};
+use datafusion::arrow::array::RecordBatch;
+use datafusion::arrow::datatypes::{Schema, SchemaRef};
 use datafusion::catalog::MemTable;
 use datafusion::common::{DataFusionError, TableReference};
 use datafusion::datasource::provider_as_source;
@@ -13,7 +13,7 @@ use datafusion::execution::context::SessionContext;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext};
 use datafusion::logical_expr::{
-    DdlStatement, LogicalPlan, LogicalPlanBuilder, SetVariable, Statement as LogicalStatement, WriteOp,
+    DdlStatement, LogicalPlan, LogicalPlanBuilder, SetVariable, Statement as LogicalStatement,
 };
 use datafusion::physical_plan::execute_stream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -24,16 +24,14 @@ use uuid::Uuid;
 use super::admission::is_light;
 use super::bind;
 use super::catalog::SessionCatalog;
-use super::compiled::ForgetAtEnd;
-use super::ddl::RESERVED_SCHEMAS;
 use super::definition::normalized;
 use super::engine::{CATALOG, Engine};
-use super::insert;
 use super::memory::BoundedPool;
 use super::moment::Moment;
 use super::output::{to_wire, wire_schema};
 use super::parameters;
 use super::parts::{self, Part};
+use super::refresh::RefreshOnline;
 use super::running::{Owner, Watch};
 use super::settings::Setting;
 use super::statement::{self, CreateFeatureGroup, Statement};
@@ -45,7 +43,7 @@ use crate::model::{FeatureGroup, TableName};
 use crate::registry::Object;
 
 /// Texts that take long to plan are planned where that keeps nobody waiting.
-const LONG_SQL_BYTES: usize = 2 << 10;
+pub(super) const LONG_SQL_BYTES: usize = 2 << 10;
 
 const SHOW_SCHEMAS: &str =
     "SELECT DISTINCT schema_name FROM information_schema.schemata ORDER BY schema_name";
@@ -101,6 +99,7 @@ pub(super) enum Planned {
     CreateFeatureGroup(Box<CreateFeatureGroup>),
     DropFeatureGroup { name: TableName, if_exists: bool },
     KillQuery(Uuid),
+    RefreshOnline(RefreshOnline),
 }
 
 impl Planned {
@@ -255,46 +254,6 @@ impl Session {
         Ok(compute.rows(rows, turn))
     }
 
-    /// Runs a statement that is not a query, once for each row of `parameters`. Returns the rows it changed, 0 for
-    /// definitions.
-    ///
-    /// # Errors
-    /// `Invalid` where the statement is a query or a parameter does not fit. A failed INSERT leaves no row behind.
-    pub async fn update(self: &Arc<Self>, sql: &str, parameters: Option<&RecordBatch>) -> Result<u64> {
-        let mut watch = self.watch(Kind::Update, None, sql);
-        let done = self.run_watched(&mut watch, sql, parameters).await;
-        watch.changed(done)
-    }
-
-    async fn run_watched(
-        self: &Arc<Self>,
-        watch: &mut Watch,
-        sql: &str,
-        parameters: Option<&RecordBatch>,
-    ) -> Result<u64> {
-        let planning = async {
-            let state = self.state().await?;
-            let planned = self.plan(&state, sql).await?;
-            Ok((state, planned))
-        };
-        let (state, planned) = watch.until_cancelled(planning).await?;
-        let is_heavy = match &planned {
-            Planned::Update(plan) => !is_light(plan, default_schema(&state))?,
-            _ => false,
-        };
-        if !is_heavy && sql.len() <= LONG_SQL_BYTES {
-            let _turn = watch.unqueued();
-            return watch.until_cancelled(self.run_planned(&state, planned, parameters)).await;
-        }
-        let turn = if is_heavy { watch.admitted().await? } else { watch.unqueued() };
-        let (session, parameters) = (Arc::clone(self), parameters.cloned());
-        let work = self.engine.compute.run(async move {
-            let _turn = turn;
-            session.run_planned(&state, planned, parameters.as_ref()).await
-        });
-        watch.until_cancelled(work).await
-    }
-
     /// Lists a statement of this session that begins.
     pub(super) fn watch(&self, kind: Kind, id: Option<Uuid>, sql: &str) -> Watch {
         self.engine.running.begin(kind, id.unwrap_or_else(Uuid::new_v4), sql, &self.owner)
@@ -312,75 +271,6 @@ impl Session {
         let duration_us = self.engine.clock.now_us().saturating_sub(started_us);
         self.engine.metrics.statement_ended(kind, done.as_ref().err().map(Error::kind), duration_us);
         done
-    }
-
-    async fn run_planned(
-        &self,
-        state: &SessionState,
-        planned: Planned,
-        parameters: Option<&RecordBatch>,
-    ) -> Result<u64> {
-        let changes_no_definition = matches!(
-            planned,
-            Planned::Query(_)
-                | Planned::KillQuery(_)
-                | Planned::Update(LogicalPlan::Dml(_) | LogicalPlan::Statement(_))
-        );
-        let _forget = (!changes_no_definition).then(|| ForgetAtEnd(&self.engine.compiled));
-        match planned {
-            Planned::Query(_) => {
-                Err(Error::invalid("the statement is a query: run it as one to get its rows"))
-            }
-            Planned::CreateFeatureGroup(create) => {
-                self.create_feature_group(state, *create).await.map(|()| 0)
-            }
-            Planned::DropFeatureGroup { name, if_exists } => {
-                self.drop_feature_group(&name, if_exists).await.map(|()| 0)
-            }
-            Planned::KillQuery(id) if self.cancel(id) => Ok(0),
-            Planned::KillQuery(id) => Err(Error::not_found(format!(
-                "no query '{id}' runs: SELECT * FROM system.queries lists those that do"
-            ))),
-            Planned::Update(plan) => {
-                let bound = bind::bind(plan, parameters)?;
-                let mut changed = 0;
-                for execution in 0..bound.executions() {
-                    changed += self.run_update(state, bound.plan(execution)?).await?;
-                }
-                Ok(changed)
-            }
-        }
-    }
-
-    async fn run_update(&self, state: &SessionState, plan: LogicalPlan) -> Result<u64> {
-        match plan {
-            LogicalPlan::Dml(dml) if matches!(dml.op, WriteOp::Insert(_)) => {
-                let name = referenced(&dml.table_name, default_schema(state))?;
-                // No table may be called so: see `check_creatable`.
-                if name.name.contains('$') || RESERVED_SCHEMAS.contains(&name.schema.as_str()) {
-                    return Err(Error::invalid(format!("'{}' is read-only", dml.table_name)));
-                }
-                let plan = insert::nulls_reach_ingest(LogicalPlan::Dml(dml))?;
-                count(run(state, &plan).await?).await
-            }
-            LogicalPlan::Dml(dml) => {
-                let name = referenced(&dml.table_name, default_schema(state))?;
-                let hint = match self.feature_group(&name).await? {
-                    Some(_) => "a later row of the same key and time wins",
-                    None => "CREATE TABLE … AS SELECT makes a table of those to keep",
-                };
-                let (op, table) = (dml.op.to_string().to_uppercase(), dml.table_name);
-                Err(Error::unsupported(format!(
-                    "{op} is not supported on '{table}': rows are only added; {hint}"
-                )))
-            }
-            LogicalPlan::Ddl(ddl) => self.run_ddl(state, ddl).await,
-            LogicalPlan::Statement(statement) => self.run_setting(statement).await.map(|()| 0),
-            LogicalPlan::Copy(_) => Err(Error::unsupported(
-                "COPY is not supported: the server reads and writes no files for its clients; fetch the rows, or use bulk ingest",
-            )),
-            other => Err(Error::unsupported(format!("{} is not supported", other.display()))),
-        }
     }
 
     /// A planner's state at this moment: what exists, and what time it is.
@@ -436,6 +326,10 @@ impl Session {
                 Ok(Planned::Update(LogicalPlan::Statement(LogicalStatement::SetVariable(set))))
             }
             Statement::KillQuery(id) => Ok(Planned::KillQuery(id)),
+            Statement::RefreshOnline { name, full } => {
+                let name = table_name(&name, default_schema(state))?;
+                Ok(Planned::RefreshOnline(RefreshOnline { name, full }))
+            }
             Statement::ShowFeatureGroups => show(state, SHOW_FEATURE_GROUPS).await,
             Statement::ShowSchemas => show(state, SHOW_SCHEMAS).await,
             Statement::Describe(name) => Ok(Planned::Query(self.describe_table(state, &name).await?)),
@@ -559,17 +453,6 @@ fn result_schema(bound: &bind::Bound) -> Result<SchemaRef> {
         return Err(Error::invalid("parameters were bound with no row of values"));
     }
     Ok(wire_schema(bound.plan(0)?.schema().as_arrow()))
-}
-
-/// Drains an INSERT, whose one row says how many rows it added.
-async fn count(mut rows: SendableRecordBatchStream) -> Result<u64> {
-    let mut sum = 0;
-    while let Some(batch) = rows.try_next().await? {
-        let counts = batch.column(0).as_primitive_opt::<UInt64Type>();
-        let counts = counts.ok_or_else(|| Error::internal("an INSERT did not return its count"))?;
-        sum += (0..counts.len()).map(|i| counts.value(i)).sum::<u64>();
-    }
-    Ok(sum)
 }
 
 fn is_update(plan: &LogicalPlan) -> bool {

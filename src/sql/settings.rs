@@ -11,6 +11,7 @@ use super::system;
 use crate::config::{ENDPOINTS_MAX, size_bytes};
 use crate::error::{Error, Result};
 use crate::exec::SessionOptions;
+use crate::model;
 
 /// Bounds of what a client may set.
 const BATCH_ROWS_MAX: usize = 1 << 20;
@@ -39,14 +40,16 @@ pub(super) enum Setting {
     Endpoints,
     RowsMax,
     MemoryLimit,
+    IdempotencyKey,
 }
 
 use Setting::{
-    AsofStrategy, BatchSize, Catalog, Endpoints, MemoryLimit, RowsMax, Schema, TargetPartitions, TimeZone,
+    AsofStrategy, BatchSize, Catalog, Endpoints, IdempotencyKey, MemoryLimit, RowsMax, Schema,
+    TargetPartitions, TimeZone,
 };
 
 /// Each setting, the names that it goes by (the first is ours), and its key in DataFusion's configuration.
-const ALL: [(Setting, &[&str], &str); 9] = [
+const ALL: [(Setting, &[&str], &str); 10] = [
     (Catalog, &["catalog"], "datafusion.catalog.default_catalog"),
     (Schema, &["schema", "search_path"], "datafusion.catalog.default_schema"),
     (TimeZone, &["time_zone", "timezone", "time.zone"], "datafusion.execution.time_zone"),
@@ -56,6 +59,7 @@ const ALL: [(Setting, &[&str], &str); 9] = [
     (Endpoints, &["endpoints"], "fletching.endpoints"),
     (RowsMax, &["rows_max"], "fletching.rows_max"),
     (MemoryLimit, &["memory_limit"], "fletching.memory_limit"),
+    (IdempotencyKey, &["idempotency_key"], "fletching.idempotency_key"),
 ];
 
 impl Setting {
@@ -91,6 +95,7 @@ impl Setting {
             Endpoints => own(&|own| own.endpoints.to_string()),
             RowsMax => own(&|own| own.rows_max.to_string()),
             MemoryLimit => own(&|own| own.memory_limit.to_string()),
+            IdempotencyKey => own(&|own| own.idempotency_key.clone()),
         }
     }
 
@@ -121,6 +126,8 @@ impl Setting {
                     "'{value}' is not a time zone: write UTC, +02:00 or Europe/Berlin"
                 ))),
             },
+            IdempotencyKey if value.is_empty() => Ok(String::new()),
+            IdempotencyKey => model::IdempotencyKey::parse(value).map(|key| key.to_string()),
             // Checked where they are set.
             Schema | AsofStrategy => Ok(value.to_owned()),
         }
@@ -129,7 +136,9 @@ impl Setting {
 
 /// The settings that differ from the server's own, by name.
 pub(super) fn changed(options: &ConfigOptions, defaults: &ConfigOptions) -> Vec<(String, String)> {
-    let changed = ALL.iter().map(|(setting, ..)| (setting, setting.value(options)));
+    // The key is for one write, and a ticket is none.
+    let kept = ALL.iter().map(|(setting, ..)| setting).filter(|setting| **setting != IdempotencyKey);
+    let changed = kept.map(|setting| (setting, setting.value(options)));
     let changed = changed.filter(|(setting, value)| *value != setting.value(defaults));
     changed.map(|(setting, value)| (setting.name().to_owned(), value)).collect()
 }
@@ -168,7 +177,7 @@ impl Session {
         let typed = |setting: Setting| {
             let text = setting.value(state.config_options());
             match setting {
-                Catalog | Schema | TimeZone | AsofStrategy => SettingValue::Text(text),
+                Catalog | Schema | TimeZone | AsofStrategy | IdempotencyKey => SettingValue::Text(text),
                 _ => text.parse().map_or(SettingValue::Text(text), SettingValue::Number),
             }
         };
@@ -216,6 +225,16 @@ impl Session {
             LogicalStatement::ResetVariable(ResetVariable { variable }) => self.set(&variable, None).await,
             other => Err(Error::unsupported(format!("{} is not supported", other.name()))),
         }
+    }
+
+    /// The idempotency key that was set for the next write, which is this one. Whatever comes of it, the one after it
+    /// has none: a key that stayed would make a later, different write look like a repetition of this one.
+    pub(super) fn take_idempotency_key(&self) -> Result<Option<model::IdempotencyKey>> {
+        let state = self.context.state_ref();
+        let mut state = state.write();
+        let own = state.config_mut().options_mut().extensions.get_mut::<SessionOptions>();
+        let text = own.map(|own| std::mem::take(&mut own.idempotency_key)).unwrap_or_default();
+        (!text.is_empty()).then(|| model::IdempotencyKey::parse(&text)).transpose()
     }
 
     /// Whether statements mean here what they mean in a session that has just begun.

@@ -3,6 +3,7 @@
 //! ```text
 //! CREATE FEATURE GROUP [IF NOT EXISTS] name (column …, ENTITY KEY (…), EVENT TIME (…)) [COMMENT '…'] [WITH (…)]
 //! DROP FEATURE GROUP [IF EXISTS] name      SHOW FEATURE GROUPS      SHOW SCHEMAS      DESCRIBE name      USE [SCHEMA] name      KILL QUERY 'id'
+//! REFRESH ONLINE name [FULL]
 //! ```
 
 use datafusion::sql::parser::{DFParser, DFParserBuilder, Statement as DataFusionStatement};
@@ -40,6 +41,7 @@ pub(super) enum Statement {
     ShowSchemas,
     Describe(ObjectName),
     KillQuery(Uuid),
+    RefreshOnline { name: ObjectName, full: bool },
     Use(ObjectName),
 }
 
@@ -99,6 +101,15 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
         ["BEGIN" | "START" | "COMMIT" | "ROLLBACK", ..] => {
             Err(Error::unsupported("transactions are not supported: every statement commits by itself"))
         }
+        ["REFRESH", "ONLINE", ..] => {
+            words_of(&mut parser, 2);
+            let name = parser.parse_object_name(false);
+            let full = parser.parse_keyword(Keyword::FULL);
+            finished(name.map(|name| Statement::RefreshOnline { name, full }), &mut parser)
+        }
+        ["REFRESH", ..] => Err(Error::invalid(
+            "SQL does not parse: write REFRESH ONLINE feature_group, or REFRESH ONLINE feature_group FULL",
+        )),
         ["DESCRIBE" | "DESC", ..] => {
             words_of(&mut parser, 1);
             let _ = parser.parse_keyword(Keyword::TABLE);
@@ -407,6 +418,9 @@ mod tests {
             ("KILL QUERY 550e8400-e29b-41d4-a716-446655440000", "the id of a query is a text"),
             ("CREATE FEATURE GROUP g (a INT, PRIMARY KEY (a))", "write ENTITY KEY"),
             ("KILL QUERY '7'", "'7' is no query's id"),
+            ("REFRESH g", "write REFRESH ONLINE feature_group"),
+            ("REFRESH ONLINE", "SQL does not parse"),
+            ("REFRESH ONLINE g HALF", "more after the end of the statement"),
         ];
         for (sql, expected) in cases {
             let error = parse(sql).unwrap_err();

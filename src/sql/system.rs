@@ -1,11 +1,11 @@
-//! What the store says of itself, as rows: `system.feature_groups`, `system.features`, `system.online_cache`,
-//! `system.queries`, and `DESCRIBE`.
+//! What the store says of itself, as rows: `system.feature_groups`, `system.features`, `system.freshness`,
+//! `system.online_cache`, `system.queries`, and `DESCRIBE`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use datafusion::arrow::array::{
-    ArrayRef, BooleanArray, Int64Array, ListBuilder, RecordBatch, StringArray, StringBuilder,
+    ArrayRef, BooleanArray, Float64Array, Int64Array, ListBuilder, RecordBatch, StringArray, StringBuilder,
     TimestampMicrosecondArray,
 };
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef};
@@ -13,19 +13,24 @@ use datafusion::catalog::{MemTable, TableProvider};
 
 use super::running::Run;
 use crate::error::Result;
+use crate::ingest::{Freshness, Lag};
 use crate::model::{Column, FeatureGroup};
 use crate::offline::OfflineTable;
 use crate::online::CacheStatistics;
 use crate::registry::default_text;
 
 pub(super) const SCHEMA: &str = "system";
-pub(super) const TABLES: [&str; 4] = ["feature_groups", "features", "online_cache", "queries"];
+pub(super) const TABLES: [&str; 5] = ["feature_groups", "features", FRESHNESS, "online_cache", "queries"];
+/// The one that asks the online store of every group.
+pub(super) const FRESHNESS: &str = "freshness";
 
 /// What system tables are made of.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     /// The feature groups that exist.
     pub(super) groups: Vec<(Arc<FeatureGroup>, OfflineTable)>,
+    /// How their online views stand; looked for where it is asked for.
+    pub(super) freshness: Vec<Freshness>,
     /// What the cache in front of the online store says of itself, where there is one.
     pub(super) cache: Option<CacheStatistics>,
     /// The statements that run, and for how long, in microseconds.
@@ -38,6 +43,7 @@ pub(super) fn table(name: &str, known: &Known) -> Result<Option<Arc<dyn TablePro
     let batch = match name {
         "feature_groups" => feature_groups(&groups)?,
         "features" => features(&groups)?,
+        FRESHNESS => freshness(&known.freshness)?,
         "online_cache" => online_cache(known.cache)?,
         "queries" => queries(&known.running)?,
         _ => return Ok(None),
@@ -79,6 +85,44 @@ fn features(groups: &[&FeatureGroup]) -> Result<RecordBatch> {
         ("data_type", text(&|g, i| Some(g.columns[i].field.data_type().to_string()))),
         ("default", text(&|g, i| g.columns[i].default.as_ref().and_then(default_text))),
         ("description", text(&|g, i| g.columns[i].description.clone())),
+    ];
+    Ok(RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true)))?)
+}
+
+/// One row for each feature group that is served.
+///
+/// | column | |
+/// |---|---|
+/// | `schema_name`, `feature_group` | which |
+/// | `snapshot_id`, `committed_at` | the current snapshot of its history; NULL where nothing was written yet |
+/// | `applied_snapshot_id` | the snapshot up to which its history is served; NULL where nothing is |
+/// | `snapshots_behind`, `rows_behind` | what was committed since and is not served yet; of rows, those that the snapshots say they added |
+/// | `seconds_behind` | how long ago the oldest of those snapshots was committed; 0 where none is missing |
+/// | `error` | why the online store does not say; then the columns before are NULL |
+fn freshness(known: &[Freshness]) -> Result<RecordBatch> {
+    let text = |of: fn(&Freshness) -> Option<String>| -> ArrayRef {
+        Arc::new(StringArray::from_iter(known.iter().map(of)))
+    };
+    let count = |of: fn(&Lag) -> u64| -> ArrayRef {
+        let counts = known
+            .iter()
+            .map(|group| Some(i64::try_from(of(group.applied.as_ref().ok()?)).unwrap_or(i64::MAX)));
+        Arc::new(counts.collect::<Int64Array>())
+    };
+    let committed = known.iter().map(|group| group.committed_ms.map(|ms| ms * 1000));
+    let committed = TimestampMicrosecondArray::from_iter(committed).with_timezone("UTC");
+    let applied = known.iter().map(|group| group.applied.as_ref().ok()?.applied_snapshot_id);
+    let seconds = known.iter().map(|group| Some(group.applied.as_ref().ok()?.age_us as f64 / 1e6));
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("schema_name", text(|group| Some(group.group.name.schema.clone()))),
+        ("feature_group", text(|group| Some(group.group.name.name.clone()))),
+        ("snapshot_id", Arc::new(known.iter().map(|group| group.snapshot_id).collect::<Int64Array>())),
+        ("committed_at", Arc::new(committed)),
+        ("applied_snapshot_id", Arc::new(applied.collect::<Int64Array>())),
+        ("snapshots_behind", count(|lag| lag.snapshots)),
+        ("rows_behind", count(|lag| lag.rows)),
+        ("seconds_behind", Arc::new(seconds.collect::<Float64Array>())),
+        ("error", text(|group| group.applied.as_ref().err().map(ToString::to_string))),
     ];
     Ok(RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true)))?)
 }

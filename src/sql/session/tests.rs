@@ -3,7 +3,7 @@ mod scans;
 
 use std::path::Path;
 
-use datafusion::arrow::array::{Int64Array, StringArray};
+use datafusion::arrow::array::{AsArray, Int64Array, StringArray};
 use datafusion::arrow::datatypes::{DataType, TimeUnit};
 use datafusion::arrow::util::pretty::pretty_format_batches;
 
@@ -156,6 +156,7 @@ async fn bulk_ingest_follows_its_modes() {
         temporary,
         if_not_exists,
         if_exists,
+        idempotency_key: None,
     };
     let rows = || -> SendableRecordBatchStream {
         let ids = Arc::new(Int64Array::from(vec![1, 2])) as _;

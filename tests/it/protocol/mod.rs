@@ -2,6 +2,7 @@
 
 mod calls;
 mod endpoints;
+mod idempotency;
 mod schemas;
 mod sessions;
 mod tickets;

@@ -99,6 +99,7 @@ async fn options_and_settings_are_the_same() {
         ("endpoints", Some(Value::Real(4.0)), "fletching.endpoints", Some(Value::Whole(4))),
         ("rows_max", Some(Value::Whole(7)), "fletching.rows_max", Some(Value::Whole(7))),
         ("memory_limit", text("32MiB"), "fletching.memory_limit", Some(Value::Whole(32 << 20))),
+        ("idempotency_key", text("job-7"), "fletching.idempotency_key", text("job-7")),
     ];
     for (name, value, long_name, expected) in cases {
         let before = get(&mut raw, name).await;
@@ -162,6 +163,7 @@ async fn each_option_is_refused_by_itself() {
         ("SET datafusion.optimizer.max_passes = 1", Code::Unimplemented, "cannot be changed"),
         ("SET endpoints = 1000", Code::InvalidArgument, "a number from 1 to 64"),
         ("SET memory_limit = '1MB'", Code::InvalidArgument, "at least 16MiB"),
+        ("SET idempotency_key = 'a b'", Code::InvalidArgument, "an idempotency key is 1 to 128 letters"),
     ] {
         let status = status(query(&mut client, sql).await.unwrap_err());
         assert_eq!(status.code(), code, "{sql}: {status}");

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use arrow_flight::sql::client::FlightSqlServiceClient;
@@ -14,7 +15,8 @@ pub(crate) struct Process {
     child: Child,
     url: String,
     http: SocketAddr,
-    _data: TempDir,
+    settings: Vec<String>,
+    data: TempDir,
 }
 
 impl Drop for Process {
@@ -25,39 +27,55 @@ impl Drop for Process {
     }
 }
 
+/// A connection to whoever listens there.
+pub(crate) async fn connect_to(
+    url: &str,
+) -> Result<FlightSqlServiceClient<Channel>, tonic::transport::Error> {
+    Ok(FlightSqlServiceClient::new(Endpoint::from_shared(url.to_owned())?.connect().await?))
+}
+
+/// Starts a server on a data directory; returns where it listens for Flight SQL and for HTTP.
+fn serve(settings: &[String], data: &Path) -> (Child, String, SocketAddr) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fletching"));
+    command.args(["serve", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--log-level", "warn"]);
+    command.args(settings).arg("--data-dir").arg(data);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut url, mut http) = (None, None);
+    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+        let line = line.unwrap();
+        let flight = line.split_once(" Arrow Flight SQL at grpc://");
+        url = url.or_else(|| flight.map(|(_, address)| format!("http://{address}")));
+        http = line.split_once("http://").and_then(|(_, at)| at.split_once("/metrics")?.0.parse().ok());
+        if http.is_some() {
+            break;
+        }
+    }
+    (child, url.unwrap(), http.unwrap())
+}
+
 impl Process {
     /// `fletching serve` with these settings beside its own.
     pub(crate) fn start(settings: &[&str]) -> Self {
         let data = tempfile::tempdir().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fletching"));
-        command.args([
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--http-listen",
-            "127.0.0.1:0",
-            "--log-level",
-            "warn",
-        ]);
-        command.args(settings).arg("--data-dir").arg(data.path());
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let (mut url, mut http) = (None, None);
-        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
-            let line = line.unwrap();
-            let flight = line.split_once(" Arrow Flight SQL at grpc://");
-            url = url.or_else(|| flight.map(|(_, address)| format!("http://{address}")));
-            http = line.split_once("http://").and_then(|(_, at)| at.split_once("/metrics")?.0.parse().ok());
-            if http.is_some() {
-                break;
-            }
-        }
-        Self { child, url: url.unwrap(), http: http.unwrap(), _data: data }
+        let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        let (child, url, http) = serve(&settings, data.path());
+        Self { child, url, http, settings, data }
+    }
+
+    /// Ends it as a power failure would, with `SIGKILL`, and starts it again on what it left.
+    pub(crate) fn kill_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        (self.child, self.url, self.http) = serve(&self.settings, self.data.path());
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
     }
 
     /// A connection of its own.
     pub(crate) async fn connect(&self) -> FlightSqlServiceClient<Channel> {
-        let endpoint = Endpoint::from_shared(self.url.clone()).unwrap();
-        FlightSqlServiceClient::new(endpoint.connect().await.unwrap())
+        connect_to(&self.url).await.unwrap()
     }
 
     /// The value of a line of the metrics.

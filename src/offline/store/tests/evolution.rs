@@ -1,5 +1,7 @@
 //! Tables whose schema changed after files were written, as other engines change it: through Iceberg's metadata.
 
+use std::str::FromStr;
+
 use datafusion::arrow::array::{
     ArrayRef, Decimal128Array, Float32Array, Float64Array, Int32Array, StringArray, StructArray,
 };

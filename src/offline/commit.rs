@@ -1,0 +1,221 @@
+//! Commits: tables are created, appended to, replaced and dropped, each by one compare-and-swap in the catalog.
+//!
+//! A catalog that fails may or may not have done what it was asked: the answer to a COMMIT can be lost. So a commit that
+//! fails is not believed, and not guessed: [`OfflineStore::settled`] reads back what the catalog names now.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::memory_pool::MemoryPool;
+use iceberg::MetadataLocation;
+use iceberg::spec::TableMetadata;
+
+use super::snapshot;
+use super::store::{Built, OfflineStore, TableSpec};
+use super::table::OfflineTable;
+use super::write::{WrittenFiles, write_files};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::TableName;
+
+/// How often a commit starts again from fresh metadata when others commit to the same table.
+const COMMIT_ATTEMPTS_MAX: usize = 32;
+/// How often a catalog that fails is asked again, and how long it is left alone at first; each time twice as long, 2.5 s
+/// in all.
+const CATALOG_ATTEMPTS_MAX: u32 = 9;
+const CATALOG_PAUSE: Duration = Duration::from_millis(10);
+
+/// Snapshot property: the idempotency key of the write that made it. A write with a key that one of a table's snapshots
+/// has adds nothing; see [`OfflineTable::rows_written_with`] for how far back that is looked for.
+pub(crate) const IDEMPOTENCY_KEY: &str = "fletching.idempotency-key";
+
+impl OfflineStore {
+    /// Creates a table, with rows if `rows` is given: both or neither become visible. Returns the rows written, for
+    /// which `memory` is asked.
+    ///
+    /// # Errors
+    /// `AlreadyExists` where the name is taken.
+    pub(crate) async fn create(
+        &self,
+        spec: &TableSpec,
+        rows: Option<SendableRecordBatchStream>,
+        memory: &Arc<dyn MemoryPool>,
+    ) -> Result<u64> {
+        let built = self.build(spec, rows, memory).await?;
+        let insert = || self.catalog.insert(&spec.name, &built.location);
+        if self.settled(&spec.name, insert, |now| is_built(&built, now)).await? {
+            return Ok(built.rows);
+        }
+        self.discard(&built).await;
+        Err(Error::already_exists(format!("table '{}' exists already", spec.name)))
+    }
+
+    /// Puts a new table in the place of `old`, in one step.
+    ///
+    /// # Errors
+    /// `Conflict` where `old` changed meanwhile.
+    pub(crate) async fn replace(
+        &self,
+        old: &OfflineTable,
+        spec: &TableSpec,
+        rows: SendableRecordBatchStream,
+        memory: &Arc<dyn MemoryPool>,
+    ) -> Result<u64> {
+        let built = self.build(spec, Some(rows), memory).await?;
+        let swap = || self.catalog.swap(&spec.name, &old.location, &built.location);
+        if self.settled(&spec.name, swap, |now| is_built(&built, now)).await? {
+            self.delete_files(&old.metadata).await;
+            return Ok(built.rows);
+        }
+        self.discard(&built).await;
+        Err(Error::conflict(format!("table '{}' changed while it was replaced: try again", spec.name)))
+    }
+
+    /// Appends rows to `table`, at whatever metadata it has by then, and returns it with them, and how many they are.
+    /// `properties` go into the snapshot's summary; where a snapshot has their [`IDEMPOTENCY_KEY`] already, nothing is
+    /// appended, and the rows are those that it added.
+    ///
+    /// # Errors
+    /// `Conflict` where the table was dropped or replaced meanwhile, or stays contended. Nothing is appended then.
+    /// `Unavailable` where the catalog does not say what became of the commit: the rows may be there or not.
+    pub(crate) async fn append(
+        &self,
+        table: &OfflineTable,
+        rows: SendableRecordBatchStream,
+        properties: HashMap<String, String>,
+        memory: &Arc<dyn MemoryPool>,
+    ) -> Result<(OfflineTable, u64)> {
+        let written = write_files(&self.io, &table.metadata, rows, memory).await?;
+        if written.files.is_empty() {
+            return Ok((table.clone(), 0));
+        }
+        let committed = self.commit(table, &written, properties).await;
+        let is_named = match &committed {
+            Ok((_, earlier)) => earlier.is_none(),
+            // What became of others is not known, so their files must stay.
+            Err(error) => error.kind() != ErrorKind::Conflict,
+        };
+        if !is_named {
+            written.discard(&self.io).await;
+        }
+        let (table, earlier) = committed?;
+        Ok((table, earlier.unwrap_or(written.rows)))
+    }
+
+    /// The table with the rows in it; and how many there are where an earlier write with the same key added them.
+    async fn commit(
+        &self,
+        table: &OfflineTable,
+        written: &WrittenFiles,
+        properties: HashMap<String, String>,
+    ) -> Result<(OfflineTable, Option<u64>)> {
+        let name = &table.name;
+        let key = properties.get(IDEMPOTENCY_KEY);
+        for _ in 0..COMMIT_ATTEMPTS_MAX {
+            let current = self.load(name).await?.filter(|now| now.metadata.uuid() == table.metadata.uuid());
+            let Some(current) = current else {
+                return Err(Error::conflict(format!("table '{name}' was dropped or replaced meanwhile")));
+            };
+            if let Some(rows) = key.and_then(|key| current.rows_written_with(key)) {
+                return Ok((current, Some(rows)));
+            }
+            let now_ms = self.clock.now_us().div_euclid(1000);
+            let (files, properties) = (written.files.clone(), properties.clone());
+            let next = snapshot::append(&self.io, &current.metadata, files, properties, now_ms).await?;
+            let (location, next) =
+                self.write_metadata(next, next_location(&current)?, &written.files).await?;
+            let swap = || self.catalog.swap(name, &current.location, &location);
+            let is_in = |now: &TableMetadata| {
+                let ours = next.current_snapshot_id();
+                ours.is_some_and(|ours| now.snapshot_by_id(ours).is_some())
+            };
+            if self.settled(name, swap, |now| now.is_some_and(|now| is_in(&now.metadata))).await? {
+                return Ok((OfflineTable::new(name.clone(), &location, next)?, None));
+            }
+        }
+        Err(contended(name))
+    }
+
+    /// Removes a table from the catalog, then its files.
+    pub(crate) async fn drop_table(&self, table: &OfflineTable) -> Result<()> {
+        let mut current = table.clone();
+        for _ in 0..COMMIT_ATTEMPTS_MAX {
+            let remove = || self.catalog.remove(&current.name, &current.location);
+            let is_other = |now: Option<&OfflineTable>| {
+                now.is_none_or(|now| now.metadata.uuid() != table.metadata.uuid())
+            };
+            if self.settled(&table.name, remove, is_other).await? {
+                self.delete_files(&current.metadata).await;
+                return Ok(());
+            }
+            match self.load(&table.name).await? {
+                Some(newer) if newer.metadata.uuid() == table.metadata.uuid() => current = newer,
+                _ => return Ok(()),
+            }
+        }
+        Err(contended(&table.name))
+    }
+
+    /// Makes one change of the catalog's entry for `name`; returns whether it took effect. Where the catalog fails, what
+    /// it names by then tells (`is_done`), and until it does, the change is asked for again: that is safe, because it
+    /// depends on what the catalog names, so that of the same change sent twice one takes effect.
+    ///
+    /// # Errors
+    /// `Unavailable` where the catalog keeps failing: the change may have taken effect or not, or may still do so.
+    async fn settled<F: Future<Output = Result<bool>>>(
+        &self,
+        name: &TableName,
+        change: impl Fn() -> F,
+        is_done: impl Fn(Option<&OfflineTable>) -> bool,
+    ) -> Result<bool> {
+        let (mut attempt, mut is_in_doubt) = (0, false);
+        loop {
+            let change = change();
+            #[cfg(test)]
+            let change = self.faults.changing(change);
+            let error = match change.await {
+                Ok(true) => return Ok(true),
+                Ok(false) if !is_in_doubt => return Ok(false),
+                Ok(false) => match self.load(name).await {
+                    Ok(now) => return Ok(is_done(now.as_ref())),
+                    Err(error) => error,
+                },
+                Err(error) => match self.load(name).await {
+                    Ok(now) if is_done(now.as_ref()) => return Ok(true),
+                    _ => error,
+                },
+            };
+            is_in_doubt = true;
+            attempt += 1;
+            if attempt == CATALOG_ATTEMPTS_MAX {
+                return Err(Error::unavailable(format!(
+                    "the catalog does not say whether the change of table '{name}' took effect: look when it answers \
+                     again, or send a write again with the same idempotency key"
+                ))
+                .with_source(error));
+            }
+            tracing::debug!(table = %name, %error, "the catalog is asked what became of a commit");
+            tokio::time::sleep(CATALOG_PAUSE * 2_u32.pow(attempt - 1)).await;
+        }
+    }
+}
+
+fn is_built(built: &Built, now: Option<&OfflineTable>) -> bool {
+    now.is_some_and(|now| now.metadata.uuid() == built.metadata.uuid())
+}
+
+fn next_location(table: &OfflineTable) -> Result<MetadataLocation> {
+    let location = MetadataLocation::from_str(&table.location).map_err(|e| {
+        Error::corrupt(format!("table '{}' has a bad metadata location", table.name)).with_source(e)
+    })?;
+    Ok(location.with_next_version())
+}
+
+fn contended(name: &TableName) -> Error {
+    Error::conflict(format!("table '{name}' is being written by too many at once: try again"))
+}
+
+#[cfg(test)]
+mod tests;
