@@ -3,6 +3,7 @@
 mod catch_up;
 mod conform;
 mod stamp;
+mod upkeep;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,6 +35,8 @@ pub(crate) struct Ingest {
     runtime: Arc<RuntimeEnv>,
     stamps: Stamps,
     locks: Locks,
+    /// Of tables that are being optimized.
+    rewrites: Locks,
 }
 
 impl Ingest {
@@ -44,7 +47,15 @@ impl Ingest {
         runtime: Arc<RuntimeEnv>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { registry, offline, online, runtime, stamps: Stamps::new(clock), locks: Locks::default() }
+        Self {
+            registry,
+            offline,
+            online,
+            runtime,
+            stamps: Stamps::new(clock),
+            locks: Locks::default(),
+            rewrites: Locks::default(),
+        }
     }
 
     /// Appends rows, matched to the table's columns by name. Returns how many, once they are durable

@@ -45,7 +45,7 @@ pub(crate) fn snapshots(table: &OfflineTable) -> Result<RecordBatch> {
 /// `"name$history"`: which snapshot became current when.
 pub(crate) fn history(table: &OfflineTable) -> Result<RecordBatch> {
     let log = table.metadata().history();
-    let ancestors: HashSet<i64> = table.ancestors().collect();
+    let ancestors: HashSet<i64> = table.ancestors().map(|s| s.snapshot_id()).collect();
     let parent = |id: i64| table.metadata().snapshot_by_id(id).and_then(|s| s.parent_snapshot_id());
     let current = log.iter().map(|entry| Some(ancestors.contains(&entry.snapshot_id)));
     batch(vec![

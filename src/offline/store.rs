@@ -19,16 +19,16 @@ use super::durable::{local_path, make_durable};
 use super::files::{ManifestCache, data_files};
 use super::order::iceberg_order;
 use super::schema::iceberg_schema;
-use super::snapshot;
+use super::snapshot::{self, Change};
 use super::table::OfflineTable;
 use super::write::{WrittenFiles, write_files};
 use crate::clock::Clock;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::TableName;
 
 const METADATA_MAX: u64 = 4096;
 /// How often a commit starts again from fresh metadata when others commit to the same table.
-const COMMIT_ATTEMPTS_MAX: usize = 32;
+pub(super) const COMMIT_ATTEMPTS_MAX: usize = 32;
 
 /// How much of a table's name goes into its directory's name; a UUID behind it makes it unique.
 const NAME_CHARS_MAX: usize = 64;
@@ -57,12 +57,12 @@ impl TableSpec {
 /// Iceberg tables in one warehouse, found through one catalog.
 #[derive(Debug)]
 pub(crate) struct OfflineStore {
-    catalog: Catalog,
-    io: FileIO,
-    warehouse: PathBuf,
-    clock: Arc<dyn Clock>,
+    pub(super) catalog: Catalog,
+    pub(super) io: FileIO,
+    pub(super) warehouse: PathBuf,
+    pub(super) clock: Arc<dyn Clock>,
     metadata: Cache<String, TableMetadataRef>,
-    manifests: ManifestCache,
+    pub(super) manifests: ManifestCache,
 }
 
 impl OfflineStore {
@@ -202,20 +202,32 @@ impl OfflineStore {
         if written.files.is_empty() {
             return Ok((table.clone(), 0));
         }
-        let committed = self.commit(table, &written, properties).await;
-        if let Err(error) = &committed
-            && error.kind() == crate::error::ErrorKind::Conflict
-        {
-            written.discard(&self.io).await;
-        }
-        Ok((committed?, written.rows))
+        let table = self.commit(table, &written, &Change::Append(properties)).await?;
+        Ok((table, written.rows))
     }
 
-    async fn commit(
+    /// Makes `change` with the files that are written, at whatever metadata `table` has by then. Where it is certain that
+    /// they are not committed, they are removed.
+    pub(super) async fn commit(
         &self,
         table: &OfflineTable,
         written: &WrittenFiles,
-        properties: HashMap<String, String>,
+        change: &Change,
+    ) -> Result<OfflineTable> {
+        let committed = self.try_commit(table, written, change).await;
+        if let Err(error) = &committed
+            && matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Unsupported)
+        {
+            written.discard(&self.io).await;
+        }
+        committed
+    }
+
+    async fn try_commit(
+        &self,
+        table: &OfflineTable,
+        written: &WrittenFiles,
+        change: &Change,
     ) -> Result<OfflineTable> {
         for _ in 0..COMMIT_ATTEMPTS_MAX {
             let current = self.load(&table.name).await?;
@@ -226,21 +238,11 @@ impl OfflineStore {
                 )));
             };
             let now_ms = self.clock.now_us().div_euclid(1000);
-            let next = snapshot::append(
-                &self.io,
-                &current.metadata,
-                written.files.clone(),
-                properties.clone(),
-                now_ms,
-            )
-            .await?;
-            let location = MetadataLocation::from_str(&current.location)
-                .map_err(|e| {
-                    Error::corrupt(format!("table '{}' has a bad metadata location", table.name))
-                        .with_source(e)
-                })?
-                .with_next_version();
-            let (location, metadata) = self.write_metadata(next, location, &written.files).await?;
+            let (io, files) = (&self.io, &written.files);
+            let next =
+                snapshot::changed(io, &self.manifests, &current.metadata, files, change, now_ms).await?;
+            let location = next_location(&current)?;
+            let (location, metadata) = self.write_metadata(next, location, files).await?;
             if self.catalog.swap(&table.name, &current.location, &location).await? {
                 return OfflineTable::new(table.name.clone(), &location, metadata);
             }
@@ -298,8 +300,9 @@ impl OfflineStore {
             let files = write_files(&self.io, &metadata, rows, memory).await?;
             if !files.files.is_empty() {
                 let now_ms = self.clock.now_us().div_euclid(1000);
-                metadata = snapshot::append(&self.io, &metadata, files.files.clone(), HashMap::new(), now_ms)
-                    .await?;
+                let change = Change::Append(HashMap::new());
+                let (io, manifests) = (&self.io, &self.manifests);
+                metadata = snapshot::changed(io, manifests, &metadata, &files.files, &change, now_ms).await?;
             }
             written = Some(files);
         }
@@ -310,7 +313,7 @@ impl OfflineStore {
     }
 
     /// Writes metadata and makes it durable, with the data files that it names for the first time.
-    async fn write_metadata(
+    pub(super) async fn write_metadata(
         &self,
         metadata: TableMetadata,
         location: MetadataLocation,
@@ -327,15 +330,20 @@ impl OfflineStore {
         Ok((location, metadata))
     }
 
+    /// The table's directory; `None` where it is not within the warehouse.
+    pub(super) fn directory(&self, metadata: &TableMetadata) -> Option<PathBuf> {
+        let path = local_path(metadata.location());
+        let leaves = path.components().any(|c| c == Component::ParentDir);
+        (!leaves && path.starts_with(&self.warehouse) && path != self.warehouse).then_some(path)
+    }
+
     async fn discard(&self, built: &Built) {
         self.delete_files(&built.metadata).await;
     }
 
     async fn delete_files(&self, metadata: &TableMetadata) {
         let location = metadata.location();
-        let path = local_path(location);
-        let leaves = path.components().any(|c| c == Component::ParentDir);
-        if leaves || !path.starts_with(&self.warehouse) || path == self.warehouse {
+        if self.directory(metadata).is_none() {
             tracing::info!(location, "files of a table outside the warehouse are left where they are");
             return;
         }
@@ -345,9 +353,17 @@ impl OfflineStore {
     }
 }
 
+/// Where the metadata goes that comes after `table`'s.
+pub(super) fn next_location(table: &OfflineTable) -> Result<MetadataLocation> {
+    let location = MetadataLocation::from_str(&table.location).map_err(|e| {
+        Error::corrupt(format!("table '{}' has a bad metadata location", table.name)).with_source(e)
+    })?;
+    Ok(location.with_next_version())
+}
+
 /// The same metadata as of `now_ms`. Iceberg's builder asks the machine for the time, and no snapshot may be older
 /// than what it says.
-fn updated_at(metadata: &TableMetadata, now_ms: i64) -> Result<TableMetadata> {
+pub(super) fn updated_at(metadata: &TableMetadata, now_ms: i64) -> Result<TableMetadata> {
     let failed = |e| Error::internal("table metadata does not survive JSON").with_source(e);
     let mut json = serde_json::to_value(metadata).map_err(failed)?;
     json["last-updated-ms"] = now_ms.into();

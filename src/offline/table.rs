@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat};
 use datafusion::arrow::datatypes::{FieldRef, SchemaRef};
-use iceberg::spec::{DataFile, Schema, SchemaRef as IcebergSchemaRef, SnapshotRef, TableMetadataRef};
+use iceberg::spec::{
+    DataFile, Operation, Schema, SchemaRef as IcebergSchemaRef, SnapshotRef, TableMetadataRef,
+};
 
 use super::evolution::refuse_nested_renames;
 use super::order::TableOrder;
@@ -167,27 +169,46 @@ impl OfflineTable {
         Some((&order.columns[order.time?], order.keys()))
     }
 
+    /// The event time, where it is among [`Self::sort_columns`].
+    pub(super) fn time_column(&self) -> Option<&String> {
+        let order = self.order.as_ref()?;
+        order.time.map(|time| &order.columns[time])
+    }
+
     /// Whether the rows of `file` are in the order of [`Self::sort_columns`]: it was written so and stamped with it.
     pub(crate) fn is_sorted(&self, file: &DataFile) -> bool {
         self.order.as_ref().is_some_and(|order| order.is_kept_by(file))
     }
 
-    /// Snapshots after `applied` up to the current one, or `None` where `applied` is not among its ancestors.
-    pub(crate) fn snapshots_since(&self, applied: i64) -> Option<Vec<i64>> {
-        let mut since = Vec::new();
-        for ancestor in self.ancestors() {
-            if ancestor == applied {
-                return Some(since);
+    /// What was written after the snapshot `applied`, newest first: the table as it was at some later snapshot, under the
+    /// schema of now, with the snapshots up to it that added rows which it still has as they were added. `None` where
+    /// `applied` is not among the ancestors of the current snapshot.
+    ///
+    /// A `replace` adds no rows, and hides in its files what others have added: those before it are seen from before it.
+    pub(crate) fn writes_since(&self, applied: i64) -> Option<Vec<(Self, Vec<i64>)>> {
+        let mut writes: Vec<(Self, Vec<i64>)> = Vec::new();
+        let mut is_behind_replace = true;
+        for snapshot in self.ancestors() {
+            let id = snapshot.snapshot_id();
+            if id == applied {
+                return Some(writes);
             }
-            since.push(ancestor);
+            match writes.last_mut() {
+                _ if snapshot.summary().operation == Operation::Replace => is_behind_replace = true,
+                Some((_, ids)) if !is_behind_replace => ids.push(id),
+                _ => {
+                    writes.push((Self { snapshot: Some(Arc::clone(snapshot)), ..self.clone() }, vec![id]));
+                    is_behind_replace = false;
+                }
+            }
         }
         None
     }
 
     /// The current snapshot, its parent, and so on, as far as they are kept.
-    pub(super) fn ancestors(&self) -> impl Iterator<Item = i64> {
+    pub(super) fn ancestors(&self) -> impl Iterator<Item = &SnapshotRef> {
         let parent = |snapshot: &&SnapshotRef| self.metadata.snapshot_by_id(snapshot.parent_snapshot_id()?);
-        std::iter::successors(self.metadata.current_snapshot(), parent).map(|snapshot| snapshot.snapshot_id())
+        std::iter::successors(self.metadata.current_snapshot(), parent)
     }
 
     /// A property of the current snapshot's summary.

@@ -25,6 +25,7 @@ mod statement;
 mod system;
 mod temp;
 mod time_travel;
+mod upkeep;
 mod walk;
 
 pub use bulk::{IfExists, IfNotExists, IngestTarget, TableEntry};

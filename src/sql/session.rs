@@ -38,6 +38,7 @@ use super::running::{Owner, Watch};
 use super::settings::Setting;
 use super::statement::{self, CreateFeatureGroup, Statement};
 use super::system;
+use super::upkeep::Upkeep;
 use crate::error::{Error, Result};
 use crate::exec::SessionOptions;
 use crate::metrics::Kind;
@@ -417,6 +418,12 @@ impl Session {
                 Ok(Planned::Update(LogicalPlan::Statement(LogicalStatement::SetVariable(set))))
             }
             Statement::KillQuery(id) => Ok(Planned::KillQuery(id)),
+            Statement::Optimize { name, extent } => {
+                self.plan_upkeep(state, &name, Upkeep::Optimize(extent)).await
+            }
+            Statement::Vacuum { name, retain } => {
+                self.plan_upkeep(state, &name, Upkeep::Vacuum(retain)).await
+            }
             Statement::ShowFeatureGroups => show(state, SHOW_FEATURE_GROUPS).await,
             Statement::ShowSchemas => show(state, SHOW_SCHEMAS).await,
             Statement::Describe(name) => Ok(Planned::Query(self.describe_table(state, &name).await?)),
