@@ -19,7 +19,27 @@ use crate::model::{FeatureGroup, TableName};
 use crate::offline::{Extent, OfflineTable, Optimized, Vacuumed};
 use crate::registry::Object;
 
+/// So many files to merge in a table are worth the work without being asked for it.
+const DUE_FILES_MIN: usize = 32;
+
 impl Ingest {
+    /// The tables with many files to merge, but for those that cannot be read.
+    pub(crate) async fn due_for_optimize(&self) -> Result<Vec<TableName>> {
+        let mut due = Vec::new();
+        for (name, location) in &self.registry.listing().await?.tables {
+            let layout = async {
+                let table = self.offline.load_at(name, location).await?;
+                self.offline.layout(&table, Extent::Needed).await
+            };
+            match layout.await {
+                Ok(layout) if layout.chosen() >= DUE_FILES_MIN => due.push(name.clone()),
+                Ok(_) => {}
+                Err(error) => tracing::debug!(table = %name, %error, "a table is not optimized"),
+            }
+        }
+        Ok(due)
+    }
+
     /// Merges small and unsorted data files of a table into sorted ones; of two calls for one table the second waits for
     /// the first. Rows are brought into order by `sorting`, in as much memory as that has, and on disk beyond.
     ///

@@ -132,6 +132,23 @@ impl PartitionStream for Work {
 }
 
 impl Engine {
+    /// Merges files of every table that has many small ones, one table after the other; returns how many that were. What
+    /// does not succeed is told of in the log.
+    pub(crate) async fn optimize_due(self: &Arc<Self>) -> Result<usize> {
+        let engine = Arc::clone(self);
+        let work = async move {
+            let mut optimized = 0;
+            for table in engine.ingest.due_for_optimize().await? {
+                match engine.optimize(&table, Extent::Needed, &engine.runtime).await {
+                    Ok(_) => optimized += 1,
+                    Err(error) => tracing::warn!(%table, %error, "small files stay as they are"),
+                }
+            }
+            Ok(optimized)
+        };
+        self.compute.run(work).await
+    }
+
     /// Merges files of a table; see [`crate::ingest::Ingest::optimize`].
     async fn optimize(
         &self,

@@ -228,7 +228,7 @@ async fn old_metadata_files_go_but_for_the_last() {
 #[test]
 fn any_upkeep_keeps_every_row() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut runner = TestRunner::new(Config { cases: 24, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config { cases: 12, failure_persistence: None, ..Config::default() });
     let steps = proptest::collection::vec(any::<u8>(), 1..16);
     let outcome = runner.run(&steps, |steps| {
         runtime.block_on(async {
