@@ -173,6 +173,8 @@ serve_args! {
     otlp_endpoint "FLETCHING_OTLP_ENDPOINT" "URL";
     /// How long running queries may take to finish after SIGTERM [default: 30s]
     drain_timeout "FLETCHING_DRAIN_TIMEOUT" "DURATION";
+    /// How often tables with many small files are optimized without being asked to, or off [default: off]
+    optimize_interval "FLETCHING_OPTIMIZE_INTERVAL" "DURATION";
     /// Into how many endpoints a large result is split, for clients that fetch them in parallel [default: 1]
     endpoints "FLETCHING_ENDPOINTS" "COUNT";
     /// Where clients may fetch results: grpc://host:port,… of servers on the same stores [default: where they asked]
@@ -246,6 +248,8 @@ pub struct Settings {
     pub otlp_endpoint: Option<String>,
     /// How long running queries may take to finish after the signal to stop.
     pub drain_timeout: Duration,
+    /// How often tables with many small files are optimized without being asked to; `None` is never.
+    pub optimize_interval: Option<Duration>,
     /// Into how many endpoints a session splits large results, until it says otherwise.
     pub endpoints: usize,
     /// The URIs at which results may be fetched; none is the server that was asked.
@@ -337,6 +341,7 @@ impl Settings {
             slow_lookup: get("slow_lookup", args.slow_lookup, "100ms", duration)?,
             otlp_endpoint: get("otlp_endpoint", args.otlp_endpoint, "", endpoints::collector)?,
             drain_timeout: get("drain_timeout", args.drain_timeout, "30s", duration)?,
+            optimize_interval: get("optimize_interval", args.optimize_interval, "off", duration_or_off)?,
             endpoints: get("endpoints", args.endpoints, "1", endpoints)?,
             advertise: get("advertise", args.advertise, "", locations)?,
             limits: Limits {
@@ -411,6 +416,10 @@ fn whole(text: &str) -> Result<usize, Why> {
 
 fn address_or_off(text: &str) -> Result<Option<SocketAddr>, Why> {
     if text == "off" { Ok(None) } else { address(text).map(Some) }
+}
+
+fn duration_or_off(text: &str) -> Result<Option<Duration>, Why> {
+    if text == "off" { Ok(None) } else { duration(text).map(Some) }
 }
 
 fn address(text: &str) -> Result<SocketAddr, Why> {

@@ -30,6 +30,9 @@ fn defaults_are_valid() {
     assert_eq!(settings.limits.message_bytes_max, 64 << 20);
     assert_eq!(settings.http_listen.map(|address| address.to_string()).as_deref(), Some("127.0.0.1:8816"));
     assert_eq!(resolve(&["--http-listen", "off"]).unwrap().http_listen, None);
+    assert_eq!(resolve(&[]).unwrap().optimize_interval, None);
+    let hourly = resolve(&["--optimize-interval", "1h"]).unwrap().optimize_interval;
+    assert_eq!(hourly, Some(Duration::from_secs(60 * 60)));
     assert!(resolve(&["--http-listen", "0.0.0.0:8816"]).is_ok(), "it tells nothing of what is stored");
 }
 

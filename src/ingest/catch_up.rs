@@ -1,5 +1,6 @@
-//! The online store follows Iceberg: whatever snapshots it has not applied are replayed, in any order,
-//! because newer wins. The same code serves a write, a restart after a crash, and a store that was wiped.
+//! The online store follows Iceberg: whatever snapshots it has not applied are replayed, in any order, because newer
+//! wins. Those that only put files in the place of others have nothing to replay. The same code serves a write, a
+//! restart after a crash, and a store that was wiped.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,12 +22,12 @@ use crate::offline::{IcebergTable, OfflineTable};
 /// Who is shown the rows that were applied.
 type Seen<'a> = &'a (dyn Fn(&RecordBatch) + Sync);
 
-/// One catch-up per group at a time.
+/// One at a time for each group or table.
 #[derive(Debug, Default)]
 pub(super) struct Locks(Mutex<HashMap<Uuid, Arc<tokio::sync::Mutex<()>>>>);
 
 impl Locks {
-    fn of(&self, group: Uuid) -> Arc<tokio::sync::Mutex<()>> {
+    pub(super) fn of(&self, group: Uuid) -> Arc<tokio::sync::Mutex<()>> {
         Arc::clone(self.0.lock().entry(group).or_default())
     }
 }
@@ -46,6 +47,7 @@ impl Ingest {
         let lock = self.locks.of(group.id);
         let _one_at_a_time = lock.lock().await;
         let missing = match self.online.applied_snapshot(group.id).await? {
+            Some(applied) if applied == current => return Ok(0),
             Some(applied) => {
                 // A concurrent write may have applied a later snapshot, of which this one is an ancestor.
                 if table.metadata().snapshot_by_id(applied).is_none()
@@ -53,17 +55,22 @@ impl Ingest {
                 {
                     return Ok(0);
                 }
-                table.snapshots_since(applied)
+                table.writes_since(applied)
             }
             None => None,
         };
         let offline = Arc::clone(&self.offline);
-        let rows = match missing {
-            Some(snapshots) if snapshots.is_empty() => return Ok(0),
-            Some(snapshots) => IcebergTable::added_by(offline, table.clone(), snapshots),
-            None => IcebergTable::current(offline, table.clone()),
+        let rows: Vec<IcebergTable> = match missing {
+            Some(writes) => {
+                let rows = |(then, added)| IcebergTable::added_by(Arc::clone(&offline), then, added);
+                writes.into_iter().map(rows).collect()
+            }
+            None => vec![IcebergTable::current(offline, table.clone())],
         };
-        let applied = self.apply(group, &rows, seen).await?;
+        let mut applied = 0;
+        for rows in rows {
+            applied += self.apply(group, &rows, seen).await?;
+        }
         self.online.set_applied_snapshot(group.id, current).await?;
         Ok(applied)
     }

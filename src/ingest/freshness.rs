@@ -7,7 +7,7 @@ use futures::StreamExt;
 use super::Ingest;
 use crate::error::Result;
 use crate::model::FeatureGroup;
-use crate::offline::{OfflineTable, added_rows};
+use crate::offline::{OfflineTable, added_rows, is_rewrite};
 
 /// Groups whose online store is asked at a time.
 const ASKED_AT_ONCE_MAX: usize = 16;
@@ -40,6 +40,7 @@ impl Lag {
     fn of(table: &OfflineTable, applied_snapshot_id: Option<i64>, now_us: i64) -> Self {
         let is_missing = |id: i64| Some(id) != applied_snapshot_id;
         let missing = table.ancestors().take_while(|snapshot| is_missing(snapshot.snapshot_id()));
+        let missing = missing.filter(|snapshot| !is_rewrite(snapshot));
         let nothing = Self { applied_snapshot_id, ..Self::default() };
         missing.fold(nothing, |lag, snapshot| Self {
             snapshots: lag.snapshots + 1,

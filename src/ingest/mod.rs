@@ -4,6 +4,7 @@ mod catch_up;
 mod conform;
 mod freshness;
 mod stamp;
+mod upkeep;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -37,6 +38,8 @@ pub(crate) struct Ingest {
     clock: Arc<dyn Clock>,
     stamps: Stamps,
     locks: Locks,
+    /// Of tables that are being optimized.
+    rewrites: Locks,
 }
 
 impl Ingest {
@@ -48,7 +51,8 @@ impl Ingest {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let stamps = Stamps::new(Arc::clone(&clock));
-        Self { registry, offline, online, runtime, clock, stamps, locks: Locks::default() }
+        let (locks, rewrites) = (Locks::default(), Locks::default());
+        Self { registry, offline, online, runtime, clock, stamps, locks, rewrites }
     }
 
     /// Appends rows, matched to the table's columns by name. Returns how many, once they are durable

@@ -330,3 +330,33 @@ async fn a_rebuild_brings_back_what_the_online_store_lost() {
     assert_eq!(fixture.served(vec![1, 2]).await, [true, true]);
     assert_eq!(fixture.online.applied_snapshot(group.id).await.unwrap(), Some(applied));
 }
+
+#[tokio::test]
+async fn what_was_written_before_files_were_merged_is_served_after() {
+    use crate::offline::Extent;
+    let fixture = fixture().await;
+    fixture.append(vec![1]).await.unwrap();
+    fixture.online.down.store(true, Ordering::SeqCst);
+    fixture.append(vec![2]).await.unwrap();
+    fixture.append(vec![3]).await.unwrap();
+    let sorting = Arc::new(RuntimeEnv::default());
+    let optimized = fixture.ingest.optimize(&fixture.name, Extent::Needed, sorting).await.unwrap();
+    assert_eq!((optimized.files_before, optimized.files_after, optimized.rows_rewritten), (3, 1, 3));
+    fixture.append(vec![4]).await.unwrap();
+    let vacuumed = fixture.ingest.vacuum(&fixture.name, i64::MAX).await.unwrap();
+    assert_eq!((vacuumed.snapshots_expired, vacuumed.data_files_deleted), (0, 0), "they are not applied");
+    assert_eq!(fixture.served(vec![1, 2, 3, 4]).await, [true, false, false, false]);
+
+    fixture.online.down.store(false, Ordering::SeqCst);
+    let Some(Object::FeatureGroup(group, table)) =
+        fixture.ingest.registry.object(&fixture.name).await.unwrap()
+    else {
+        panic!("the group is gone")
+    };
+    assert_eq!(fixture.ingest.catch_up(&group, &table, &|_| ()).await.unwrap(), 3, "each row once");
+    assert_eq!(fixture.served(vec![1, 2, 3, 4]).await, [true, true, true, true]);
+    let vacuumed = fixture.ingest.vacuum(&fixture.name, i64::MAX).await.unwrap();
+    assert_eq!((vacuumed.snapshots_expired, vacuumed.data_files_deleted), (4, 3));
+    assert_eq!(fixture.append(vec![5]).await.unwrap(), 1);
+    assert_eq!(fixture.served(vec![5]).await, [true]);
+}

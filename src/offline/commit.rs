@@ -4,24 +4,22 @@
 //! fails is not believed, and not guessed: [`OfflineStore::settled`] reads back what the catalog names now.
 
 use std::collections::HashMap;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::memory_pool::MemoryPool;
-use iceberg::MetadataLocation;
 use iceberg::spec::TableMetadata;
 
-use super::snapshot;
-use super::store::{Built, OfflineStore, TableSpec};
+use super::snapshot::{self, Change};
+use super::store::{Built, OfflineStore, TableSpec, next_location};
 use super::table::OfflineTable;
 use super::write::{WrittenFiles, write_files};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::TableName;
 
 /// How often a commit starts again from fresh metadata when others commit to the same table.
-const COMMIT_ATTEMPTS_MAX: usize = 32;
+pub(super) const COMMIT_ATTEMPTS_MAX: usize = 32;
 /// How often a catalog that fails is asked again, and how long it is left alone at first; each time twice as long, 2.5 s
 /// in all.
 const CATALOG_ATTEMPTS_MAX: u32 = 9;
@@ -91,28 +89,42 @@ impl OfflineStore {
         if written.files.is_empty() {
             return Ok((table.clone(), 0));
         }
-        let committed = self.commit(table, &written, properties).await;
+        let (table, earlier) = self.commit(table, &written, &Change::Append(properties)).await?;
+        Ok((table, earlier.unwrap_or(written.rows)))
+    }
+
+    /// Makes `change` with the files that are written, at whatever metadata `table` has by then. Returns the table after
+    /// it, and how many rows an earlier write with the same key added, where there was one. Where it is certain that the
+    /// files are not committed, they are removed.
+    pub(super) async fn commit(
+        &self,
+        table: &OfflineTable,
+        written: &WrittenFiles,
+        change: &Change,
+    ) -> Result<(OfflineTable, Option<u64>)> {
+        let committed = self.try_commit(table, written, change).await;
         let is_named = match &committed {
             Ok((_, earlier)) => earlier.is_none(),
             // What became of others is not known, so their files must stay.
-            Err(error) => error.kind() != ErrorKind::Conflict,
+            Err(error) => !matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Unsupported),
         };
         if !is_named {
             written.discard(&self.io).await;
         }
-        let (table, earlier) = committed?;
-        Ok((table, earlier.unwrap_or(written.rows)))
+        committed
     }
 
-    /// The table with the rows in it; and how many there are where an earlier write with the same key added them.
-    async fn commit(
+    async fn try_commit(
         &self,
         table: &OfflineTable,
         written: &WrittenFiles,
-        properties: HashMap<String, String>,
+        change: &Change,
     ) -> Result<(OfflineTable, Option<u64>)> {
         let name = &table.name;
-        let key = properties.get(IDEMPOTENCY_KEY);
+        let key = match change {
+            Change::Append(properties) => properties.get(IDEMPOTENCY_KEY),
+            Change::Replace(_) => None,
+        };
         for _ in 0..COMMIT_ATTEMPTS_MAX {
             let current = self.load(name).await?.filter(|now| now.metadata.uuid() == table.metadata.uuid());
             let Some(current) = current else {
@@ -122,10 +134,10 @@ impl OfflineStore {
                 return Ok((current, Some(rows)));
             }
             let now_ms = self.clock.now_us().div_euclid(1000);
-            let (files, properties) = (written.files.clone(), properties.clone());
-            let next = snapshot::append(&self.io, &current.metadata, files, properties, now_ms).await?;
-            let (location, next) =
-                self.write_metadata(next, next_location(&current)?, &written.files).await?;
+            let (io, files) = (&self.io, &written.files);
+            let next =
+                snapshot::changed(io, &self.manifests, &current.metadata, files, change, now_ms).await?;
+            let (location, next) = self.write_metadata(next, next_location(&current)?, files).await?;
             let swap = || self.catalog.swap(name, &current.location, &location);
             let is_in = |now: &TableMetadata| {
                 let ours = next.current_snapshot_id();
@@ -204,13 +216,6 @@ impl OfflineStore {
 
 fn is_built(built: &Built, now: Option<&OfflineTable>) -> bool {
     now.is_some_and(|now| now.metadata.uuid() == built.metadata.uuid())
-}
-
-fn next_location(table: &OfflineTable) -> Result<MetadataLocation> {
-    let location = MetadataLocation::from_str(&table.location).map_err(|e| {
-        Error::corrupt(format!("table '{}' has a bad metadata location", table.name)).with_source(e)
-    })?;
-    Ok(location.with_next_version())
 }
 
 fn contended(name: &TableName) -> Error {

@@ -28,7 +28,7 @@ impl Default for ManifestCache {
 }
 
 impl ManifestCache {
-    async fn load(&self, io: &FileIO, file: &ManifestFile) -> Result<Arc<Manifest>> {
+    pub(super) async fn load(&self, io: &FileIO, file: &ManifestFile) -> Result<Arc<Manifest>> {
         if let Some(manifest) = self.manifests.get(&file.manifest_path) {
             return Ok(manifest);
         }
@@ -79,12 +79,7 @@ pub(super) async fn data_files(
 ) -> Result<Vec<DataFile>> {
     let mut files = Vec::new();
     for manifest in cache.list(io, metadata, snapshot).await?.entries() {
-        if manifest.content == ManifestContentType::Deletes {
-            return Err(Error::unsupported(format!(
-                "the table at '{}' has Iceberg delete files, which are not read yet: rewrite it without them",
-                metadata.location()
-            )));
-        }
+        refuse_deletes(metadata, manifest)?;
         if added_by.is_some_and(|ids| !ids.contains(&manifest.added_snapshot_id)) {
             continue;
         }
@@ -101,4 +96,15 @@ pub(super) async fn data_files(
         }
     }
     Ok(files)
+}
+
+/// Refuses a manifest of delete files.
+pub(super) fn refuse_deletes(metadata: &TableMetadata, manifest: &ManifestFile) -> Result<()> {
+    match manifest.content {
+        ManifestContentType::Data => Ok(()),
+        ManifestContentType::Deletes => Err(Error::unsupported(format!(
+            "the table at '{}' has Iceberg delete files, which are not read yet: rewrite it without them",
+            metadata.location()
+        ))),
+    }
 }

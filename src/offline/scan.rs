@@ -40,25 +40,38 @@ use crate::error::Error;
 /// Where a filter keeps at most this part of the rows, their other columns are read value by value.
 const SPARSE_PART_MAX: f64 = 0.1;
 
-/// A table at the snapshot that its [`OfflineTable`] names, or what some snapshots added to it.
+/// A table at the snapshot that its [`OfflineTable`] names, or some part of that: what some snapshots added, or some files.
 #[derive(Debug, Clone)]
 pub(crate) struct IcebergTable {
     store: Arc<OfflineStore>,
     table: OfflineTable,
     schema: SchemaRef,
-    added_by: Option<Vec<i64>>,
+    part: Part,
+}
+
+/// Which of a snapshot's files are read.
+#[derive(Debug, Clone)]
+enum Part {
+    All,
+    AddedBy(Vec<i64>),
+    Files(Vec<DataFile>),
 }
 
 impl IcebergTable {
     /// All rows that `table` has at its snapshot.
     pub(crate) fn current(store: Arc<OfflineStore>, table: OfflineTable) -> Self {
         let schema = Arc::clone(table.schema());
-        Self { store, table, schema, added_by: None }
+        Self { store, table, schema, part: Part::All }
     }
 
     /// Only the rows that the named snapshots added and that are still live.
     pub(crate) fn added_by(store: Arc<OfflineStore>, table: OfflineTable, snapshots: Vec<i64>) -> Self {
-        Self { added_by: Some(snapshots), ..Self::current(store, table) }
+        Self { part: Part::AddedBy(snapshots), ..Self::current(store, table) }
+    }
+
+    /// Only the rows of some of its files.
+    pub(super) fn of_files(store: Arc<OfflineStore>, table: OfflineTable, files: Vec<DataFile>) -> Self {
+        Self { part: Part::Files(files), ..Self::current(store, table) }
     }
 
     /// What it reads.
@@ -71,14 +84,18 @@ impl IcebergTable {
         Self::current(Arc::clone(&self.store), table)
     }
 
-    /// Whether this is some snapshots' rows only.
+    /// Whether this is not all of the snapshot's rows.
     pub(super) fn is_partial(&self) -> bool {
-        self.added_by.is_some()
+        !matches!(self.part, Part::All)
     }
 
     /// The data files that hold the rows.
     pub(super) async fn files(&self) -> crate::error::Result<Vec<DataFile>> {
-        self.store.data_files(&self.table, self.added_by.as_deref()).await
+        match &self.part {
+            Part::All => self.store.data_files(&self.table, None).await,
+            Part::AddedBy(snapshots) => self.store.data_files(&self.table, Some(snapshots)).await,
+            Part::Files(files) => Ok(files.clone()),
+        }
     }
 
     fn predicate(&self, state: &dyn Session, filters: &[Expr]) -> Result<Option<Arc<dyn PhysicalExpr>>> {

@@ -4,50 +4,84 @@
 //! metadata.json ─ snapshot ─ manifest list ─┬─ manifest of this write ─ data files
 //!                                           └─ manifests of the parent, carried over
 //! ```
+//! A replacement takes files out, so the manifests that name them are not carried over, nor are small ones: what they
+//! hold beside goes into its own manifest, as files that exist already.
+//!
 //! iceberg-rust's own transaction only appends and keeps its commit private; writing the files here
 //! lets create, append and replace share one compare-and-swap.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use iceberg::io::FileIO;
 use iceberg::spec::{
-    DataFile, MAIN_BRANCH, ManifestFile, ManifestListWriter, ManifestWriterBuilder, Operation, Snapshot,
-    SnapshotSummaryCollector, Summary, TableMetadata, TableMetadataBuilder,
+    DataFile, MAIN_BRANCH, ManifestEntry, ManifestFile, ManifestListWriter, ManifestWriter,
+    ManifestWriterBuilder, Operation, Snapshot, SnapshotSummaryCollector, Summary, TableMetadata,
+    TableMetadataBuilder,
 };
 use uuid::Uuid;
 
-use super::files::manifest_list;
+use super::commit::IDEMPOTENCY_KEY;
+use super::files::{ManifestCache, manifest_list, refuse_deletes};
 use crate::error::{Error, Result};
 
-const TOTALS: [(&str, &str); 3] = [
-    ("total-records", "added-records"),
-    ("total-data-files", "added-data-files"),
-    ("total-files-size", "added-files-size"),
+/// Manifests of fewer files are merged by a replacement.
+const MANIFEST_FILES_MIN: usize = 1000;
+
+/// Properties of summaries that are this store's own, such as when its newest rows were ingested.
+const OWN_PROPERTIES: &str = "fletching.";
+
+/// Counts of everything, with what adds to them and what takes away.
+const TOTALS: [(&str, &str, &str); 3] = [
+    ("total-records", "added-records", "deleted-records"),
+    ("total-data-files", "added-data-files", "deleted-data-files"),
+    ("total-files-size", "added-files-size", "removed-files-size"),
 ];
 
-/// Adds a snapshot that appends `files` to the current one; `properties` go into its summary.
-/// Returns the new metadata, not yet written or committed.
-pub(super) async fn append(
+/// What a snapshot does with the files that were written for it.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// Adds them; the properties go into its summary.
+    Append(HashMap<String, String>),
+    /// Puts them in the place of the files at these paths, which hold the same rows.
+    Replace(HashSet<String>),
+}
+
+/// Adds a snapshot that makes `change` to the current one. Returns the new metadata, not yet written or committed.
+///
+/// # Errors
+/// `Conflict` where a file that is to be replaced is not there any more.
+pub(super) async fn changed(
     io: &FileIO,
+    cache: &ManifestCache,
     metadata: &TableMetadata,
-    files: Vec<DataFile>,
-    properties: HashMap<String, String>,
+    files: &[DataFile],
+    change: &Change,
     timestamp_ms: i64,
 ) -> Result<TableMetadata> {
     let snapshot_id = fresh_snapshot_id(metadata);
     let commit = Uuid::new_v4();
-    let sequence_number = metadata.next_sequence_number();
-    let summary = summary(metadata, &files, properties);
-
-    let mut manifests: Vec<ManifestFile> = match metadata.current_snapshot() {
+    let manifests: Vec<ManifestFile> = match metadata.current_snapshot() {
         Some(current) => manifest_list(io, metadata, current).await?.entries().to_vec(),
         None => Vec::new(),
     };
-    manifests.push(write_manifest(io, metadata, snapshot_id, commit, files).await?);
+    // What names only files that are gone has said so to its own snapshot, and is nothing to this one.
+    let manifests = manifests.into_iter().filter(|m| m.has_added_files() || m.has_existing_files()).collect();
+    let mut contents = Contents { carried: manifests, existing: Vec::new(), deleted: Vec::new() };
+    if let Change::Replace(replaced) = change {
+        contents = contents.without(io, cache, metadata, replaced).await?;
+    }
+    let summary = summary(metadata, files, &contents.deleted, change);
+    let mut manifests = contents.carried;
+    let mut writer = manifest_writer(io, metadata, snapshot_id, commit)?;
+    for file in files {
+        writer.add_file(file.clone(), metadata.next_sequence_number()).map_err(failed)?;
+    }
+    add_known(&mut writer, contents.existing, contents.deleted)?;
+    manifests.push(writer.write_manifest_file().await.map_err(failed)?);
 
     let list_path = format!("{}/metadata/snap-{snapshot_id}-0-{commit}.avro", metadata.location());
     let output = io.new_output(&list_path).map_err(failed)?.writer().await.map_err(failed)?;
-    let parent = metadata.current_snapshot_id();
+    let (parent, sequence_number) = (metadata.current_snapshot_id(), metadata.next_sequence_number());
     let mut list = ManifestListWriter::v2(output, snapshot_id, parent, sequence_number);
     list.add_manifests(manifests.into_iter()).map_err(failed)?;
     list.close().await.map_err(failed)?;
@@ -68,47 +102,124 @@ pub(super) async fn append(
     Ok(built.metadata)
 }
 
-async fn write_manifest(
+/// What of a snapshot's parent becomes what.
+struct Contents {
+    /// Manifests that stay as they are.
+    carried: Vec<ManifestFile>,
+    /// Files that stay, of manifests that do not.
+    existing: Vec<ManifestEntry>,
+    /// Files that go.
+    deleted: Vec<ManifestEntry>,
+}
+
+impl Contents {
+    /// The same without the `replaced` files.
+    async fn without(
+        self,
+        io: &FileIO,
+        cache: &ManifestCache,
+        metadata: &TableMetadata,
+        replaced: &HashSet<String>,
+    ) -> Result<Self> {
+        let mut after = Self { carried: Vec::new(), existing: Vec::new(), deleted: Vec::new() };
+        for manifest in self.carried {
+            refuse_deletes(metadata, &manifest)?;
+            let loaded = cache.load(io, &manifest).await?;
+            let alive = loaded.entries().iter().filter(|entry| entry.is_alive());
+            let (deleted, existing): (Vec<_>, Vec<_>) = alive
+                .map(|entry| entry.as_ref().clone())
+                .partition(|entry| replaced.contains(entry.data_file().file_path()));
+            let ours = manifest.partition_spec_id == metadata.default_partition_spec_id();
+            if !ours && !deleted.is_empty() {
+                return Err(Error::unsupported(
+                    "another engine had the table partitioned once, and its files of that time are not rewritten here: rewrite them with that engine",
+                ));
+            }
+            if !ours || (deleted.is_empty() && existing.len() >= MANIFEST_FILES_MIN) {
+                after.carried.push(manifest);
+                continue;
+            }
+            after.existing.extend(existing);
+            after.deleted.extend(deleted);
+        }
+        if after.deleted.len() != replaced.len() {
+            return Err(Error::conflict(
+                "files that were rewritten were replaced or removed meanwhile, so nothing was changed: try again",
+            ));
+        }
+        Ok(after)
+    }
+}
+
+fn manifest_writer(
     io: &FileIO,
     metadata: &TableMetadata,
     snapshot_id: i64,
     commit: Uuid,
-    files: Vec<DataFile>,
-) -> Result<ManifestFile> {
+) -> Result<ManifestWriter> {
     let path = format!("{}/metadata/{commit}-m0.avro", metadata.location());
-    let mut writer = ManifestWriterBuilder::new(
+    Ok(ManifestWriterBuilder::new(
         io.new_output(path).map_err(failed)?,
         Some(snapshot_id),
         metadata.current_schema().clone(),
         metadata.default_partition_spec().as_ref().clone(),
     )
-    .build_v2_data();
-    for file in files {
-        writer.add_file(file, metadata.next_sequence_number()).map_err(failed)?;
-    }
-    writer.write_manifest_file().await.map_err(failed)
+    .build_v2_data())
 }
 
-fn summary(metadata: &TableMetadata, files: &[DataFile], properties: HashMap<String, String>) -> Summary {
-    let mut collector = SnapshotSummaryCollector::default();
-    for file in files {
-        collector.add_file(
-            file,
-            metadata.current_schema().clone(),
-            metadata.default_partition_spec().clone(),
-        );
+/// Adds files that earlier snapshots have added, with the numbers that they got then.
+fn add_known(
+    writer: &mut ManifestWriter,
+    existing: Vec<ManifestEntry>,
+    deleted: Vec<ManifestEntry>,
+) -> Result<()> {
+    let unnumbered = || Error::corrupt("an Iceberg manifest has a file without a sequence number");
+    for entry in existing {
+        let (snapshot, number) = (entry.snapshot_id.zip(entry.sequence_number)).ok_or_else(unnumbered)?;
+        let of_file = entry.file_sequence_number.or(Some(number));
+        writer.add_existing_file(entry.data_file, snapshot, number, of_file).map_err(failed)?;
     }
-    let mut all = properties;
-    all.extend(collector.build());
+    for entry in deleted {
+        let number = entry.sequence_number.ok_or_else(unnumbered)?;
+        let of_file = entry.file_sequence_number.or(Some(number));
+        writer.add_delete_file(entry.data_file, number, of_file).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn summary(
+    metadata: &TableMetadata,
+    added: &[DataFile],
+    deleted: &[ManifestEntry],
+    change: &Change,
+) -> Summary {
+    let (schema, spec) = (metadata.current_schema(), metadata.default_partition_spec());
+    let mut collector = SnapshotSummaryCollector::default();
+    for file in added {
+        collector.add_file(file, schema.clone(), spec.clone());
+    }
+    for entry in deleted {
+        collector.remove_file(entry.data_file(), schema.clone(), spec.clone());
+    }
     let previous = metadata.current_snapshot().map(|s| &s.summary().additional_properties);
-    for (total, added) in TOTALS {
+    let (operation, mut all) = match change {
+        Change::Append(properties) => (Operation::Append, properties.clone()),
+        // The rows are the same, and so is what is said of them, but for which write it was.
+        Change::Replace(_) => {
+            let stays = |key: &str| key.starts_with(OWN_PROPERTIES) && key != IDEMPOTENCY_KEY;
+            let own = previous.into_iter().flatten().filter(|(key, _)| stays(key));
+            (Operation::Replace, own.map(|(key, value)| (key.clone(), value.clone())).collect())
+        }
+    };
+    all.extend(collector.build());
+    for (total, added, removed) in TOTALS {
         let read = |map: Option<&HashMap<String, String>>, key: &str| -> u64 {
             map.and_then(|m| m.get(key)).and_then(|v| v.parse().ok()).unwrap_or(0)
         };
         let sum = read(previous, total) + read(Some(&all), added);
-        all.insert(total.to_owned(), sum.to_string());
+        all.insert(total.to_owned(), sum.saturating_sub(read(Some(&all), removed)).to_string());
     }
-    Summary { operation: Operation::Append, additional_properties: all }
+    Summary { operation, additional_properties: all }
 }
 
 fn fresh_snapshot_id(metadata: &TableMetadata) -> i64 {

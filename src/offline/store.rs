@@ -18,11 +18,11 @@ use super::durable::{local_path, make_durable};
 use super::files::{ManifestCache, data_files};
 use super::order::iceberg_order;
 use super::schema::iceberg_schema;
-use super::snapshot;
+use super::snapshot::{self, Change};
 use super::table::OfflineTable;
 use super::write::write_files;
 use crate::clock::Clock;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::TableName;
 
 const METADATA_MAX: u64 = 4096;
@@ -65,10 +65,10 @@ impl TableSpec {
 pub(crate) struct OfflineStore {
     pub(super) catalog: Catalog,
     pub(super) io: FileIO,
-    warehouse: PathBuf,
+    pub(super) warehouse: PathBuf,
     pub(super) clock: Arc<dyn Clock>,
     metadata: Cache<String, TableMetadataRef>,
-    manifests: ManifestCache,
+    pub(super) manifests: ManifestCache,
     #[cfg(test)]
     pub(crate) faults: super::faults::Faults,
 }
@@ -184,9 +184,9 @@ impl OfflineStore {
             let files = write_files(&self.io, &metadata, rows, memory).await?;
             if !files.files.is_empty() {
                 let now_ms = self.clock.now_us().div_euclid(1000);
-                let properties = spec.snapshot_properties.clone();
-                metadata =
-                    snapshot::append(&self.io, &metadata, files.files.clone(), properties, now_ms).await?;
+                let change = Change::Append(spec.snapshot_properties.clone());
+                let (io, manifests) = (&self.io, &self.manifests);
+                metadata = snapshot::changed(io, manifests, &metadata, &files.files, &change, now_ms).await?;
             }
             written = Some(files);
         }
@@ -214,15 +214,20 @@ impl OfflineStore {
         Ok((location, metadata))
     }
 
+    /// The table's directory; `None` where it is not within the warehouse.
+    pub(super) fn directory(&self, metadata: &TableMetadata) -> Option<PathBuf> {
+        let path = local_path(metadata.location());
+        let leaves = path.components().any(|c| c == Component::ParentDir);
+        (!leaves && path.starts_with(&self.warehouse) && path != self.warehouse).then_some(path)
+    }
+
     pub(super) async fn discard(&self, built: &Built) {
         self.delete_files(&built.metadata).await;
     }
 
     pub(super) async fn delete_files(&self, metadata: &TableMetadata) {
         let location = metadata.location();
-        let path = local_path(location);
-        let leaves = path.components().any(|c| c == Component::ParentDir);
-        if leaves || !path.starts_with(&self.warehouse) || path == self.warehouse {
+        if self.directory(metadata).is_none() {
             tracing::info!(location, "files of a table outside the warehouse are left where they are");
             return;
         }
@@ -232,9 +237,17 @@ impl OfflineStore {
     }
 }
 
+/// Where the metadata goes that comes after `table`'s.
+pub(super) fn next_location(table: &OfflineTable) -> Result<MetadataLocation> {
+    let location = MetadataLocation::from_str(&table.location).map_err(|e| {
+        Error::corrupt(format!("table '{}' has a bad metadata location", table.name)).with_source(e)
+    })?;
+    Ok(location.with_next_version())
+}
+
 /// The same metadata as of `now_ms`. Iceberg's builder asks the machine for the time, and no snapshot may be older
 /// than what it says.
-fn updated_at(metadata: &TableMetadata, now_ms: i64) -> Result<TableMetadata> {
+pub(super) fn updated_at(metadata: &TableMetadata, now_ms: i64) -> Result<TableMetadata> {
     let failed = |e| Error::internal("table metadata does not survive JSON").with_source(e);
     let mut json = serde_json::to_value(metadata).map_err(failed)?;
     json["last-updated-ms"] = now_ms.into();

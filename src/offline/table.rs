@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat};
 use datafusion::arrow::datatypes::{FieldRef, SchemaRef};
-use iceberg::spec::{DataFile, Schema, SchemaRef as IcebergSchemaRef, SnapshotRef, TableMetadataRef};
+use iceberg::spec::{
+    DataFile, Operation, Schema, SchemaRef as IcebergSchemaRef, SnapshotRef, TableMetadataRef,
+};
 
 use super::commit::IDEMPOTENCY_KEY;
 use super::evolution::refuse_nested_renames;
@@ -171,19 +173,38 @@ impl OfflineTable {
         Some((&order.columns[order.time?], order.keys()))
     }
 
+    /// The event time, where it is among [`Self::sort_columns`].
+    pub(super) fn time_column(&self) -> Option<&String> {
+        let order = self.order.as_ref()?;
+        order.time.map(|time| &order.columns[time])
+    }
+
     /// Whether the rows of `file` are in the order of [`Self::sort_columns`]: it was written so and stamped with it.
     pub(crate) fn is_sorted(&self, file: &DataFile) -> bool {
         self.order.as_ref().is_some_and(|order| order.is_kept_by(file))
     }
 
-    /// Snapshots after `applied` up to the current one, or `None` where `applied` is not among its ancestors.
-    pub(crate) fn snapshots_since(&self, applied: i64) -> Option<Vec<i64>> {
-        let mut since = Vec::new();
-        for ancestor in self.ancestors().map(|snapshot| snapshot.snapshot_id()) {
-            if ancestor == applied {
-                return Some(since);
+    /// What was written after the snapshot `applied`, newest first: the table as it was at some later snapshot, under the
+    /// schema of now, with the snapshots up to it that added rows which it still has as they were added. `None` where
+    /// `applied` is not among the ancestors of the current snapshot.
+    ///
+    /// A `replace` adds no rows, and hides in its files what others have added: those before it are seen from before it.
+    pub(crate) fn writes_since(&self, applied: i64) -> Option<Vec<(Self, Vec<i64>)>> {
+        let mut writes: Vec<(Self, Vec<i64>)> = Vec::new();
+        let mut is_behind_replace = true;
+        for snapshot in self.ancestors() {
+            let id = snapshot.snapshot_id();
+            if id == applied {
+                return Some(writes);
             }
-            since.push(ancestor);
+            match writes.last_mut() {
+                _ if is_rewrite(snapshot) => is_behind_replace = true,
+                Some((_, ids)) if !is_behind_replace => ids.push(id),
+                _ => {
+                    writes.push((Self { snapshot: Some(Arc::clone(snapshot)), ..self.clone() }, vec![id]));
+                    is_behind_replace = false;
+                }
+            }
         }
         None
     }
@@ -209,6 +230,11 @@ impl OfflineTable {
         let summary = self.metadata.current_snapshot()?.summary();
         summary.additional_properties.get(key).map(String::as_str)
     }
+}
+
+/// Whether a snapshot only has the rows of its parent in other files.
+pub(crate) fn is_rewrite(snapshot: &SnapshotRef) -> bool {
+    snapshot.summary().operation == Operation::Replace
 }
 
 /// The rows that a snapshot added, where its writer says.

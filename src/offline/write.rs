@@ -28,6 +28,11 @@ use sorted::write_sorted;
 
 const FILE_BYTES_TARGET: usize = 256 * 1024 * 1024;
 
+/// Of fewer rows, and of fewer bytes, are files that are worth merging: sorted ones by both, others by bytes.
+pub(super) const SMALL_FILE_ROWS: usize = sorted::FILE_ROWS_MIN;
+/// See [`SMALL_FILE_ROWS`].
+pub(super) const SMALL_FILE_BYTES: u64 = 32 * 1024 * 1024;
+
 /// Files that are written and not yet committed, all under one directory of their own.
 #[derive(Debug)]
 pub(super) struct WrittenFiles {

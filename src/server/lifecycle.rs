@@ -61,7 +61,7 @@ impl Server {
         };
         let door = Door::open(listener, Arc::clone(&engine), clock, security, &limits).await?;
         http.iter().for_each(|http| http.serves(&engine));
-        let upkeep = Upkeep::start(Arc::clone(&engine), door.sessions());
+        let upkeep = Upkeep::start(Arc::clone(&engine), door.sessions(), settings.optimize_interval);
         Ok(Self { local_addr, engine, door, http, drain_timeout: settings.drain_timeout, upkeep })
     }
 

@@ -29,28 +29,49 @@ impl Upkeep {
         let _ = (&mut self.0).await; // it was aborted, as it should be
     }
 
-    /// Catches up what is behind online, and ends sessions that lie idle.
-    pub(super) fn start(engine: Arc<Engine>, sessions: Arc<Sessions>) -> Self {
+    /// Catches up what is behind online, ends sessions that lie idle, and optimizes tables as often as is said.
+    pub(super) fn start(
+        engine: Arc<Engine>,
+        sessions: Arc<Sessions>,
+        optimize_interval: Option<Duration>,
+    ) -> Self {
         Self(tokio::spawn(async move {
-            let mut ticks = interval(CATCH_UP_INTERVAL);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            let mut known_trouble = None; // said once, and not with every tick
-            loop {
-                ticks.tick().await;
-                sessions.end_idle();
-                let trouble = match engine.catch_up().await {
-                    Ok(0) => None,
-                    Ok(behind) => Some(format!("{behind} feature groups are behind online; retrying")),
-                    Err(error) => Some(format!("cannot see which feature groups are behind online: {error}")),
-                };
-                if trouble != known_trouble {
-                    match &trouble {
-                        Some(trouble) => tracing::warn!("{trouble}"),
-                        None => tracing::info!("no feature group is behind online any more"),
-                    }
-                    known_trouble = trouble;
-                }
-            }
+            tokio::join!(catch_up(&engine, &sessions), optimize(&engine, optimize_interval));
         }))
+    }
+}
+
+async fn catch_up(engine: &Engine, sessions: &Sessions) {
+    let mut ticks = interval(CATCH_UP_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut known_trouble = None; // said once, and not with every tick
+    loop {
+        ticks.tick().await;
+        sessions.end_idle();
+        let trouble = match engine.catch_up().await {
+            Ok(0) => None,
+            Ok(behind) => Some(format!("{behind} feature groups are behind online; retrying")),
+            Err(error) => Some(format!("cannot see which feature groups are behind online: {error}")),
+        };
+        if trouble != known_trouble {
+            match &trouble {
+                Some(trouble) => tracing::warn!("{trouble}"),
+                None => tracing::info!("no feature group is behind online any more"),
+            }
+            known_trouble = trouble;
+        }
+    }
+}
+
+async fn optimize(engine: &Arc<Engine>, every: Option<Duration>) {
+    let Some(every) = every else { return };
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks.tick().await; // the first comes at once
+    loop {
+        ticks.tick().await;
+        if let Err(error) = engine.optimize_due().await {
+            tracing::warn!(%error, "cannot see which tables have many small files; retrying");
+        }
     }
 }

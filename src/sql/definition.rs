@@ -223,7 +223,7 @@ fn boolean(key: &str, text: &str) -> Result<bool> {
 }
 
 /// A duration such as `30 days`, `1h 30min` or `90s`. Months and years have no fixed length and are refused.
-fn duration(text: &str) -> Result<Duration> {
+pub(super) fn duration(text: &str) -> Result<Duration> {
     let calendar = ["month", "year"].iter().any(|unit| text.to_lowercase().contains(unit));
     match humantime::parse_duration(&text.to_lowercase()) {
         Ok(duration) if !calendar => Ok(duration),

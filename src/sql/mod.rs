@@ -27,6 +27,7 @@ mod system;
 mod temp;
 mod time_travel;
 mod update;
+mod upkeep;
 mod walk;
 
 pub use bulk::{IfExists, IfNotExists, IngestTarget, TableEntry};

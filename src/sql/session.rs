@@ -36,6 +36,7 @@ use super::running::{Owner, Watch};
 use super::settings::Setting;
 use super::statement::{self, CreateFeatureGroup, Statement};
 use super::system;
+use super::upkeep::Upkeep;
 use crate::error::{Error, Result};
 use crate::exec::SessionOptions;
 use crate::metrics::Kind;
@@ -329,6 +330,12 @@ impl Session {
             Statement::RefreshOnline { name, full } => {
                 let name = table_name(&name, default_schema(state))?;
                 Ok(Planned::RefreshOnline(RefreshOnline { name, full }))
+            }
+            Statement::Optimize { name, extent } => {
+                self.plan_upkeep(state, &name, Upkeep::Optimize(extent)).await
+            }
+            Statement::Vacuum { name, retain } => {
+                self.plan_upkeep(state, &name, Upkeep::Vacuum(retain)).await
             }
             Statement::ShowFeatureGroups => show(state, SHOW_FEATURE_GROUPS).await,
             Statement::ShowSchemas => show(state, SHOW_SCHEMAS).await,

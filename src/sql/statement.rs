@@ -4,7 +4,10 @@
 //! CREATE FEATURE GROUP [IF NOT EXISTS] name (column …, ENTITY KEY (…), EVENT TIME (…)) [COMMENT '…'] [WITH (…)]
 //! DROP FEATURE GROUP [IF EXISTS] name      SHOW FEATURE GROUPS      SHOW SCHEMAS      DESCRIBE name      USE [SCHEMA] name      KILL QUERY 'id'
 //! REFRESH ONLINE name [FULL]
+//! OPTIMIZE name [FULL]                       VACUUM name [RETAIN '7 days' | RETAIN 168 HOURS]
 //! ```
+
+use std::time::Duration;
 
 use datafusion::sql::parser::{DFParser, DFParserBuilder, Statement as DataFusionStatement};
 use datafusion::sql::sqlparser::ast::{
@@ -17,10 +20,12 @@ use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer, Tok
 use uuid::Uuid;
 
 use super::asof;
+use super::definition::duration;
 use super::latest;
 use super::settings::Setting;
 use super::time_travel;
 use crate::error::{Error, Result};
+use crate::offline::Extent;
 
 static DIALECT: GenericDialect = GenericDialect {};
 
@@ -43,6 +48,8 @@ pub(super) enum Statement {
     KillQuery(Uuid),
     RefreshOnline { name: ObjectName, full: bool },
     Use(ObjectName),
+    Optimize { name: ObjectName, extent: Extent },
+    Vacuum { name: ObjectName, retain: Option<Duration> },
 }
 
 /// `CREATE FEATURE GROUP`, as written.
@@ -110,6 +117,11 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
         ["REFRESH", ..] => Err(Error::invalid(
             "SQL does not parse: write REFRESH ONLINE feature_group, or REFRESH ONLINE feature_group FULL",
         )),
+        ["OPTIMIZE", ..] => finished(optimize(&mut parser), &mut parser),
+        ["VACUUM", ..] => {
+            let vacuum = vacuum(&mut parser)?;
+            finished(Ok(vacuum), &mut parser)
+        }
         ["DESCRIBE" | "DESC", ..] => {
             words_of(&mut parser, 1);
             let _ = parser.parse_keyword(Keyword::TABLE);
@@ -367,6 +379,39 @@ fn drop_feature_group(parser: &mut Parser<'_>) -> Result<Statement, ParserError>
     Ok(Statement::DropFeatureGroup { name: parser.parse_object_name(false)?, if_exists })
 }
 
+fn optimize(parser: &mut Parser<'_>) -> Result<Statement, ParserError> {
+    words_of(parser, 1);
+    let _ = parser.parse_keyword(Keyword::TABLE);
+    let name = parser.parse_object_name(false)?;
+    let extent = match parser.parse_keyword(Keyword::FULL) {
+        true => Extent::Full,
+        false => Extent::Needed,
+    };
+    Ok(Statement::Optimize { name, extent })
+}
+
+fn vacuum(parser: &mut Parser<'_>) -> Result<Statement> {
+    words_of(parser, 1);
+    let _ = parser.parse_keyword(Keyword::TABLE);
+    let name = parser.parse_object_name(false).map_err(unparsable)?;
+    let is_word =
+        |token: &Token, word: &str| matches!(token, Token::Word(w) if w.value.eq_ignore_ascii_case(word));
+    if !is_word(&parser.peek_token().token, "RETAIN") {
+        return Ok(Statement::Vacuum { name, retain: None });
+    }
+    words_of(parser, 1);
+    let text = match parser.next_token().token {
+        Token::SingleQuotedString(text) => text,
+        Token::Number(number, _) => format!("{number} {}", parser.next_token().token),
+        other => {
+            return Err(Error::invalid(format!(
+                "RETAIN takes how long old snapshots are kept, such as '7 days' or 168 HOURS, not '{other}'"
+            )));
+        }
+    };
+    Ok(Statement::Vacuum { name, retain: Some(duration(&text)?) })
+}
+
 fn unparsable(error: ParserError) -> Error {
     let text = match error {
         ParserError::TokenizerError(text) | ParserError::ParserError(text) => text,
@@ -421,6 +466,12 @@ mod tests {
             ("REFRESH g", "write REFRESH ONLINE feature_group"),
             ("REFRESH ONLINE", "SQL does not parse"),
             ("REFRESH ONLINE g HALF", "more after the end of the statement"),
+            ("OPTIMIZE", "SQL does not parse"),
+            ("OPTIMIZE g WHERE k = 1", "there is more after the end"),
+            ("VACUUM g RETAIN", "RETAIN takes how long"),
+            ("VACUUM g RETAIN 'a while'", "'a while' is not a duration"),
+            ("VACUUM g RETAIN 7", "is not a duration"),
+            ("VACUUM g RETAIN 168 HOURS DRY RUN", "there is more after the end"),
         ];
         for (sql, expected) in cases {
             let error = parse(sql).unwrap_err();
@@ -453,6 +504,26 @@ mod tests {
         ] {
             let error = check(&deep).unwrap_err();
             assert!(error.message().contains("operators in one expression"), "{error}");
+        }
+    }
+
+    #[test]
+    fn upkeep_is_parsed() {
+        let retained = |sql: &str| match parse(sql) {
+            Ok(Statement::Vacuum { name, retain }) if name.to_string() == "s.g" => retain,
+            other => panic!("{sql}: {other:?}"),
+        };
+        let days = |days: u64| Some(Duration::from_secs(days * 24 * 60 * 60));
+        assert_eq!(retained("VACUUM s.g;"), None);
+        assert_eq!(retained("vacuum table s.g retain '7 days'"), days(7));
+        assert_eq!(retained("VACUUM s.g RETAIN 168 HOURS"), days(7));
+        assert_eq!(retained("VACUUM s.g RETAIN '0 days'"), days(0));
+        for (sql, expected) in [("OPTIMIZE g", Extent::Needed), ("OPTIMIZE TABLE g FULL", Extent::Full)] {
+            let parsed = parse(sql);
+            assert!(
+                matches!(&parsed, Ok(Statement::Optimize { extent, .. }) if *extent == expected),
+                "{sql}: {parsed:?}"
+            );
         }
     }
 

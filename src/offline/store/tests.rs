@@ -1,4 +1,5 @@
 mod evolution;
+mod upkeep;
 
 use datafusion::arrow::array::{Int64Array, RecordBatch};
 use datafusion::catalog::TableProvider;
@@ -13,7 +14,7 @@ use futures::StreamExt;
 use super::*;
 use crate::clock::ManualClock;
 use crate::error::ErrorKind;
-use crate::offline::{IcebergTable, storage_schema};
+use crate::offline::{IcebergTable, Optimized, Vacuumed, storage_schema};
 
 fn rows(values: impl IntoIterator<Item = i64>) -> SendableRecordBatchStream {
     let column = Arc::new(Int64Array::from_iter_values(values)) as _;
@@ -86,16 +87,16 @@ async fn what_some_snapshots_added_can_be_read_alone() {
     let (second, _) = store.append(&first, rows([10]), HashMap::new(), &unbounded()).await.unwrap();
     let (third, _) = store.append(&second, rows([100]), HashMap::new(), &unbounded()).await.unwrap();
     let applied = first.metadata().current_snapshot_id().unwrap();
-    let since = third.snapshots_since(applied).unwrap();
+    let (then, since) = third.writes_since(applied).unwrap().remove(0);
     assert_eq!(since.len(), 2);
-    assert_eq!(sum(&IcebergTable::added_by(Arc::clone(&store), third.clone(), since)).await, 110);
+    assert_eq!(sum(&IcebergTable::added_by(Arc::clone(&store), then, since)).await, 110);
     assert_eq!(sum(&IcebergTable::current(Arc::clone(&store), third.clone())).await, 113);
     assert_eq!(
         sum(&IcebergTable::current(Arc::clone(&store), first)).await,
         3,
         "an old version stays readable"
     );
-    assert_eq!(third.snapshots_since(applied.wrapping_add(1)), None);
+    assert!(third.writes_since(applied.wrapping_add(1)).is_none());
 }
 
 #[tokio::test]

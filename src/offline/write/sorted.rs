@@ -32,7 +32,7 @@ const CHUNK_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// What sorting a row takes beside the row: its sort columns, gathered, and its number, three times over.
 const SORT_BYTES_PER_ROW: usize = 64;
 /// Files of fewer rows cost more to open than what their tighter times save.
-const FILE_ROWS_MIN: usize = 250_000;
+pub(super) const FILE_ROWS_MIN: usize = 250_000;
 /// Rows that are taken out of a chunk at a time: more would hold rows twice, fewer cost more per row.
 const SLICE_ROWS: usize = 16 * 1024;
 

@@ -1,5 +1,6 @@
 mod running;
 mod scans;
+mod upkeep;
 
 use std::path::Path;
 
