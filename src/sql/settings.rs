@@ -136,9 +136,7 @@ impl Setting {
 
 /// The settings that differ from the server's own, by name.
 pub(super) fn changed(options: &ConfigOptions, defaults: &ConfigOptions) -> Vec<(String, String)> {
-    // The key is for one write, and a ticket is none.
-    let kept = ALL.iter().map(|(setting, ..)| setting).filter(|setting| **setting != IdempotencyKey);
-    let changed = kept.map(|setting| (setting, setting.value(options)));
+    let changed = ALL.iter().map(|(setting, ..)| (setting, setting.value(options)));
     let changed = changed.filter(|(setting, value)| *value != setting.value(defaults));
     changed.map(|(setting, value)| (setting.name().to_owned(), value)).collect()
 }

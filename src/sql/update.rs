@@ -154,7 +154,9 @@ impl Session {
 fn writes_rows(plan: &LogicalPlan) -> bool {
     match plan {
         LogicalPlan::Dml(dml) => matches!(dml.op, WriteOp::Insert(_)),
-        LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) => !create.temporary,
+        LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) => {
+            !create.temporary && !matches!(create.input.as_ref(), LogicalPlan::EmptyRelation(_))
+        }
         _ => false,
     }
 }
