@@ -78,7 +78,7 @@ impl Ingest {
         let properties = HashMap::from([(INGESTED_AT_PROPERTY.to_owned(), ingested_at_us.to_string())]);
         let (table, count) = self.offline.append(table, rows, properties, self.memory()).await?;
         if count > 0
-            && let Err(error) = self.catch_up(group, &table).await
+            && let Err(error) = self.follow(table).await
         {
             // The rows are durable and acknowledged; the online store is behind until it answers again.
             tracing::warn!(group = %group.name, %error, "online store is behind until it answers");

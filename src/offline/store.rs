@@ -1,4 +1,6 @@
-//! The offline store: creates, finds, appends to, replaces and drops Iceberg tables.
+//! The offline store: creates, finds, appends to, alters, replaces and drops Iceberg tables.
+
+mod alter;
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
@@ -218,13 +220,7 @@ impl OfflineStore {
         properties: HashMap<String, String>,
     ) -> Result<OfflineTable> {
         for _ in 0..COMMIT_ATTEMPTS_MAX {
-            let current = self.load(&table.name).await?;
-            let Some(current) = current.filter(|t| t.metadata.uuid() == table.metadata.uuid()) else {
-                return Err(Error::conflict(format!(
-                    "table '{}' was dropped or replaced meanwhile",
-                    table.name
-                )));
-            };
+            let current = self.current(table).await?;
             let now_ms = self.clock.now_us().div_euclid(1000);
             let next = snapshot::append(
                 &self.io,
@@ -234,21 +230,37 @@ impl OfflineStore {
                 now_ms,
             )
             .await?;
-            let location = MetadataLocation::from_str(&current.location)
-                .map_err(|e| {
-                    Error::corrupt(format!("table '{}' has a bad metadata location", table.name))
-                        .with_source(e)
-                })?
-                .with_next_version();
-            let (location, metadata) = self.write_metadata(next, location, &written.files).await?;
-            if self.catalog.swap(&table.name, &current.location, &location).await? {
-                return OfflineTable::new(table.name.clone(), &location, metadata);
+            if let Some(committed) = self.swap(&current, next, &written.files).await? {
+                return Ok(committed);
             }
         }
-        Err(Error::conflict(format!(
-            "table '{}' is being written by too many at once: try again",
-            table.name
-        )))
+        Err(contended(&table.name))
+    }
+
+    /// What `table` is by now.
+    async fn current(&self, table: &OfflineTable) -> Result<OfflineTable> {
+        let current = self.load(&table.name).await?;
+        current.filter(|t| t.metadata.uuid() == table.metadata.uuid()).ok_or_else(|| {
+            Error::conflict(format!("table '{}' was dropped or replaced meanwhile", table.name))
+        })
+    }
+
+    /// Puts `next` in the place of the metadata of `current`; `None` where somebody else was first.
+    async fn swap(
+        &self,
+        current: &OfflineTable,
+        next: TableMetadata,
+        new_files: &[DataFile],
+    ) -> Result<Option<OfflineTable>> {
+        let name = &current.name;
+        let location = MetadataLocation::from_str(&current.location).map_err(|e| {
+            Error::corrupt(format!("table '{name}' has a bad metadata location")).with_source(e)
+        })?;
+        let (location, metadata) = self.write_metadata(next, location.with_next_version(), new_files).await?;
+        match self.catalog.swap(name, &current.location, &location).await? {
+            true => OfflineTable::new(name.clone(), &location, metadata).map(Some),
+            false => Ok(None),
+        }
     }
 
     /// Removes a table from the catalog, then its files.
@@ -264,10 +276,7 @@ impl OfflineStore {
                 _ => return Ok(()),
             }
         }
-        Err(Error::conflict(format!(
-            "table '{}' is being written by too many at once: try again",
-            table.name
-        )))
+        Err(contended(&table.name))
     }
 
     async fn build(
@@ -343,6 +352,10 @@ impl OfflineStore {
             tracing::warn!(location, %error, "files of a dropped table were not removed");
         }
     }
+}
+
+fn contended(name: &TableName) -> Error {
+    Error::conflict(format!("table '{name}' is being written by too many at once: try again"))
 }
 
 /// The same metadata as of `now_ms`. Iceberg's builder asks the machine for the time, and no snapshot may be older

@@ -86,13 +86,15 @@ impl OfflineTable {
         )))
     }
 
-    /// What a reader of this table sees, in a form that outlives it: see [`Self::at_version`].
+    /// What a reader of this table sees, in a form that outlives it: see [`Self::at_version`]. Of a feature group's TTL it
+    /// knows nothing.
     pub(crate) fn version(&self) -> TableVersion {
         TableVersion {
             name: self.name.clone(),
             table_id: self.metadata.uuid(),
             schema_id: self.iceberg_schema.schema_id(),
             snapshot_id: self.snapshot.as_ref().map(|snapshot| snapshot.snapshot_id()),
+            ttl: None,
         }
     }
 

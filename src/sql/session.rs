@@ -22,6 +22,7 @@ use futures::{StreamExt, TryStreamExt};
 use uuid::Uuid;
 
 use super::admission::is_light;
+use super::alter;
 use super::bind;
 use super::catalog::SessionCatalog;
 use super::compiled::ForgetAtEnd;
@@ -41,7 +42,7 @@ use super::system;
 use crate::error::{Error, Result};
 use crate::exec::SessionOptions;
 use crate::metrics::Kind;
-use crate::model::{FeatureGroup, TableName};
+use crate::model::{Change, FeatureGroup, TableName};
 use crate::registry::Object;
 
 const SHOW_SCHEMAS: &str =
@@ -97,6 +98,7 @@ pub(super) enum Planned {
     Update(LogicalPlan),
     CreateFeatureGroup(Box<CreateFeatureGroup>),
     DropFeatureGroup { name: TableName, if_exists: bool },
+    AlterFeatureGroup { name: TableName, if_exists: bool, changes: Vec<Change> },
     KillQuery(Uuid),
 }
 
@@ -332,6 +334,9 @@ impl Session {
             Planned::DropFeatureGroup { name, if_exists } => {
                 self.drop_feature_group(&name, if_exists).await.map(|()| 0)
             }
+            Planned::AlterFeatureGroup { name, if_exists, changes } => {
+                self.alter_feature_group(&name, if_exists, &changes).await.map(|()| 0)
+            }
             Planned::KillQuery(id) if self.cancel(id) => Ok(0),
             Planned::KillQuery(id) => Err(Error::not_found(format!(
                 "no query '{id}' runs: SELECT * FROM system.queries lists those that do"
@@ -401,6 +406,7 @@ impl Session {
             Statement::DropFeatureGroup { name, if_exists } => {
                 Ok(Planned::DropFeatureGroup { name: table_name(&name, default_schema(state))?, if_exists })
             }
+            Statement::AlterFeatureGroup(alter) => alter::planned(state, *alter).await,
             Statement::Use(name) => {
                 let schema = table_name(&name, CATALOG)?; // one word is a schema, or the catalog itself
                 if schema.schema != CATALOG {
