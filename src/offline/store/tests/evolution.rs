@@ -137,6 +137,15 @@ async fn a_name_that_comes_back_is_another_column_and_a_stale_write_lands_right(
     let again = [&wide[..], &[("v", DataType::Int64)]].concat();
     let again = store.alter(&stale, |now| Ok(altered(now, &again))).await.unwrap();
     assert_eq!(again.iceberg_schema().field_by_name("v").unwrap().id, 6);
+    let back = store.alter(&stale, |now| Ok(altered(now, &wide))).await.unwrap();
+    assert_eq!(
+        back.schemas().iter().map(|(id, _)| *id).collect::<Vec<_>>(),
+        [0, 2, 1],
+        "the current one last"
+    );
+    let again = store.alter(&stale, |now| Ok(altered(now, &[&wide[..], &[("v", DataType::Int64)]].concat())));
+    let again = again.await.unwrap();
+    assert_eq!(again.iceberg_schema().field_by_name("v").unwrap().id, 7, "as often as it comes");
     let same = store.alter(&stale, |now| Ok(altered(now, &again_columns(now)))).await.unwrap();
     assert_eq!(same.location, again.location, "what changes nothing is not committed");
 

@@ -173,7 +173,7 @@ async fn changes_and_writes_at_once_lose_nothing() {
     let alter = |action: &str| format!("ALTER FEATURE GROUP user_purchases {action}");
     statements.extend((0..4).map(|i| alter(&format!("ADD FEATURE f{i} BIGINT DEFAULT {i}"))));
     statements
-        .extend([alter("DROP FEATURE favorite_category"), alter("SET (owner = 'both', ttl = '90 days')")]);
+        .extend([alter("DROP FEATURE favorite_category"), alter("SET (owner = 'both', ttl = '20 days')")]);
     let both = statements.iter().enumerate().map(|(i, sql)| {
         let session = servers[i % 2].session();
         async move { session.update(sql, None).await.map_err(|error| panic!("{sql}: {error}")) }
@@ -189,7 +189,7 @@ async fn changes_and_writes_at_once_lose_nothing() {
         let group =
             table(&session, "SELECT owner, ttl, array_length(features) AS n FROM system.feature_groups")
                 .await;
-        assert!(group.contains("| both  | 3months"), "{group}");
+        assert!(group.contains("| both  | 20days"), "{group}");
         assert!(group.contains("| 5 |"), "{group}");
         let defaults = "SELECT f0, f1, f2, f3 FROM LATEST(user_purchases, 99)";
         assert!(table(&session, defaults).await.contains("| 0  | 1  | 2  | 3  |"));
