@@ -56,12 +56,42 @@ impl Ingest {
     pub(crate) async fn append(&self, name: &TableName, rows: SendableRecordBatchStream) -> Result<u64> {
         match self.registry.object(name).await? {
             None => Err(Error::not_found(format!("table '{name}' does not exist: create it first"))),
-            Some(Object::Table(table)) => {
-                let conform = Conform::to_table(name, table.schema(), &rows.schema())?;
+            Some(object) => self.append_to(&object, rows, None).await,
+        }
+    }
+
+    /// As [`Self::append`], under the columns of `planned`, for which the rows were made: where they have changed since,
+    /// the rows came before the change.
+    ///
+    /// # Errors
+    /// `Conflict` where the table was dropped or replaced since.
+    pub(crate) async fn append_planned(
+        &self,
+        planned: &Object,
+        rows: SendableRecordBatchStream,
+    ) -> Result<u64> {
+        let (Object::FeatureGroup(_, table) | Object::Table(table)) = planned;
+        let newest = self.offline.load(table.name()).await?;
+        self.append_to(planned, rows, newest.as_ref()).await
+    }
+
+    /// `newest` is the table as it is by now, where `object` is an earlier state of it.
+    async fn append_to(
+        &self,
+        object: &Object,
+        rows: SendableRecordBatchStream,
+        newest: Option<&OfflineTable>,
+    ) -> Result<u64> {
+        match object {
+            Object::Table(table) => {
+                let conform = Conform::to_table(table.name(), table.schema(), &rows.schema())?;
                 let rows = conformed(rows, conform, Arc::clone(table.schema()));
-                Ok(self.offline.append(&table, rows, HashMap::new(), self.memory()).await?.1)
+                Ok(self.offline.append(table, rows, HashMap::new(), self.memory()).await?.1)
             }
-            Some(Object::FeatureGroup(group, table)) => self.append_to_group(&group, &table, rows).await,
+            Object::FeatureGroup(group, table) => {
+                let newest = newest.unwrap_or(table);
+                self.append_to_group(group, table, rows, newest.snapshot_property(INGESTED_AT_PROPERTY)).await
+            }
         }
     }
 
@@ -70,10 +100,11 @@ impl Ingest {
         group: &Arc<FeatureGroup>,
         table: &OfflineTable,
         rows: SendableRecordBatchStream,
+        ingested: Option<&str>,
     ) -> Result<u64> {
         let conform = Conform::to_group(group, &rows.schema())?;
         let rows = conformed(rows, conform, group.schema());
-        let ingested_at_us = self.stamps.next(group.id, table.snapshot_property(INGESTED_AT_PROPERTY));
+        let ingested_at_us = self.stamps.next(group.id, ingested);
         let rows = stamp::stamped(rows, group.history_schema(), ingested_at_us);
         let properties = HashMap::from([(INGESTED_AT_PROPERTY.to_owned(), ingested_at_us.to_string())]);
         let (table, count) = self.offline.append(table, rows, properties, self.memory()).await?;

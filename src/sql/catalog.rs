@@ -107,7 +107,7 @@ impl SessionCatalog {
                 }
                 Object::Table(table) => {
                     let ingest = Arc::clone(&self.ingest);
-                    Arc::new(PlainTable { name: name.clone(), rows: rows(table), ingest })
+                    Arc::new(PlainTable { rows: rows(table), ingest })
                 }
             }));
         }

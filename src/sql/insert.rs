@@ -19,16 +19,19 @@ use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan};
 use crate::error::{Error, Result};
 use crate::ingest::Ingest;
 use crate::model::TableName;
+use crate::offline::IcebergTable;
+use crate::registry::Object;
 
-/// The plan that appends `input` to the stored table `name`.
+/// The plan that appends `input` to the stored table `object`, as it is when the plan is made.
 pub(super) fn insert_plan(
     ingest: &Arc<Ingest>,
-    name: &TableName,
+    object: Object,
     input: Arc<dyn ExecutionPlan>,
     insert_op: InsertOp,
 ) -> Result<Arc<dyn ExecutionPlan>> {
-    append_only(name, insert_op)?;
-    let sink = IngestSink { ingest: Arc::clone(ingest), name: name.clone(), schema: input.schema() };
+    let name = object.version().name;
+    append_only(&name, insert_op)?;
+    let sink = IngestSink { ingest: Arc::clone(ingest), name, object, schema: input.schema() };
     Ok(Arc::new(DataSinkExec::new(input, Arc::new(sink), None)))
 }
 
@@ -61,6 +64,7 @@ pub(super) fn append_only(name: &TableName, insert_op: InsertOp) -> Result<()> {
 struct IngestSink {
     ingest: Arc<Ingest>,
     name: TableName,
+    object: Object,
     schema: SchemaRef,
 }
 
@@ -85,15 +89,14 @@ impl DataSink for IngestSink {
         data: SendableRecordBatchStream,
         _context: &Arc<TaskContext>,
     ) -> DataFusionResult<u64> {
-        Ok(self.ingest.append(&self.name, data).await?)
+        Ok(self.ingest.append_planned(&self.object, data).await?)
     }
 }
 
 /// A plain stored table: reads as its Iceberg snapshot does, and takes inserts.
 #[derive(Debug)]
 pub(super) struct PlainTable {
-    pub(super) name: TableName,
-    pub(super) rows: Arc<dyn TableProvider>,
+    pub(super) rows: Arc<IcebergTable>,
     pub(super) ingest: Arc<Ingest>,
 }
 
@@ -134,6 +137,6 @@ impl TableProvider for PlainTable {
         input: Arc<dyn ExecutionPlan>,
         insert_op: InsertOp,
     ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
-        Ok(insert_plan(&self.ingest, &self.name, input, insert_op)?)
+        Ok(insert_plan(&self.ingest, Object::Table(self.rows.table().clone()), input, insert_op)?)
     }
 }
