@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::sql::Moment;
 
 /// Changes whenever the messages below change their meaning.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// The statement and its parameters come back twice, in the ticket and in the descriptor before it; both must fit into the
 /// answers that clients accept, 16 MiB for the strictest, with room to spare.
@@ -196,6 +196,7 @@ mod tests {
                 table_id: Uuid::from_u128(9),
                 schema_id: 1,
                 snapshot_id,
+                ttl: snapshot_id.map(|_| std::time::Duration::from_micros(5)),
             };
             let moment = Moment {
                 now_us: Some(-1),

@@ -1,5 +1,7 @@
 //! The moment of a query as a ticket carries it; see [`crate::sql::Moment`].
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use prost::Message;
 use uuid::Uuid;
@@ -61,6 +63,8 @@ struct TableMessage {
     schema_id: i32,
     #[prost(int64, optional, tag = "5")]
     snapshot_id: Option<i64>,
+    #[prost(uint64, optional, tag = "6")]
+    ttl_us: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -83,6 +87,7 @@ impl From<&Moment> for MomentMessage {
             table_id: Bytes::copy_from_slice(version.table_id.as_bytes()),
             schema_id: version.schema_id,
             snapshot_id: version.snapshot_id,
+            ttl_us: version.ttl.map(|ttl| u64::try_from(ttl.as_micros()).unwrap_or(u64::MAX)),
         };
         let object = |(name, id): &(String, Uuid)| TemporaryObjectMessage {
             name: name.clone(),
@@ -115,6 +120,7 @@ impl MomentMessage {
                 table_id: Uuid::from_slice(&table.table_id).ok()?,
                 schema_id: table.schema_id,
                 snapshot_id: table.snapshot_id,
+                ttl: table.ttl_us.map(Duration::from_micros),
             })
         };
         let part = |part: PartMessage| Part {

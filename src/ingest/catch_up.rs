@@ -18,6 +18,10 @@ use super::Ingest;
 use crate::error::Result;
 use crate::model::FeatureGroup;
 use crate::offline::{IcebergTable, OfflineTable};
+use crate::registry::{Object, object_of};
+
+/// In the place of an applied snapshot: nothing has been applied. No snapshot has this id.
+pub(super) const NOTHING_APPLIED: i64 = -1;
 
 /// Who is shown the rows that were applied.
 type Seen<'a> = &'a (dyn Fn(&RecordBatch) + Sync);
@@ -89,10 +93,45 @@ impl Ingest {
         let applied = self.apply(group, &rows, seen).await?;
         // What was noted before may be newer than this view; what was not noted is all there now.
         if let Some(current) = table.metadata().current_snapshot_id()
-            && self.online.applied_snapshot(group.id).await?.is_none()
+            && self.online.applied_snapshot(group.id).await?.is_none_or(|applied| applied == NOTHING_APPLIED)
         {
             self.online.set_applied_snapshot(group.id, current).await?;
         }
+        Ok(applied)
+    }
+
+    /// Catches up with a table that was just written to, under the definition that it has by then: its rows may not be of
+    /// the one under which they came.
+    pub(super) async fn follow(&self, table: OfflineTable) -> Result<u64> {
+        match object_of(table)? {
+            Object::FeatureGroup(group, table) => self.catch_up(&group, &table, &|_| ()).await,
+            Object::Table(_) => Ok(0),
+        }
+    }
+
+    /// Whether the online store lacks what a changed definition serves: of a group that was not served all of it, and
+    /// where entries expire those that now live longer.
+    pub(crate) fn must_replay(&self, before: &FeatureGroup, after: &FeatureGroup) -> bool {
+        let outlives = match (before.ttl, after.ttl) {
+            (Some(before), Some(after)) => after > before,
+            (before, after) => before.is_some() && after.is_none(),
+        };
+        after.online && (!before.online || outlives && self.online.expires())
+    }
+
+    /// Has the group replayed from the beginning by whoever catches up next.
+    pub(crate) async fn forget_applied(&self, group: Uuid) -> Result<()> {
+        self.online.set_applied_snapshot(group, NOTHING_APPLIED).await
+    }
+
+    /// Applies to the online store all that `table` has, whatever has been applied. Returns the rows applied.
+    pub(crate) async fn replay(&self, group: &Arc<FeatureGroup>, table: &OfflineTable) -> Result<u64> {
+        let Some(current) = table.metadata().current_snapshot_id() else { return Ok(0) };
+        let lock = self.locks.of(group.id);
+        let _one_at_a_time = lock.lock().await;
+        let rows = IcebergTable::current(Arc::clone(&self.offline), table.clone());
+        let applied = self.apply(group, &rows, &|_| ()).await?;
+        self.online.set_applied_snapshot(group.id, current).await?;
         Ok(applied)
     }
 

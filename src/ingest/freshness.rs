@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 
 use super::Ingest;
+use super::catch_up::NOTHING_APPLIED;
 use crate::error::Result;
 use crate::model::FeatureGroup;
 use crate::offline::{OfflineTable, added_rows, is_rewrite};
@@ -72,7 +73,8 @@ impl Ingest {
         Ok(Some(Freshness {
             snapshot_id: snapshot.map(|snapshot| snapshot.snapshot_id()),
             committed_ms: snapshot.map(|snapshot| snapshot.timestamp_ms()),
-            applied: applied.map(|applied| Lag::of(&table, applied, now_us)),
+            applied: applied
+                .map(|applied| Lag::of(&table, applied.filter(|id| *id != NOTHING_APPLIED), now_us)),
             group,
         }))
     }

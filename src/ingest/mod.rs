@@ -70,12 +70,44 @@ impl Ingest {
     ) -> Result<u64> {
         match self.registry.object(name).await? {
             None => Err(Error::not_found(format!("table '{name}' does not exist: create it first"))),
-            Some(Object::Table(table)) => {
-                let conform = Conform::to_table(name, table.schema(), &rows.schema())?;
+            Some(object) => self.append_to(&object, rows, None, key).await,
+        }
+    }
+
+    /// As [`Self::append`], under the columns of `planned`, for which the rows were made: where they have changed since,
+    /// the rows came before the change.
+    ///
+    /// # Errors
+    /// `Conflict` where the table was dropped or replaced since.
+    pub(crate) async fn append_planned(
+        &self,
+        planned: &Object,
+        rows: SendableRecordBatchStream,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<u64> {
+        let (Object::FeatureGroup(_, table) | Object::Table(table)) = planned;
+        let newest = self.offline.load(table.name()).await?;
+        self.append_to(planned, rows, newest.as_ref(), key).await
+    }
+
+    /// `newest` is the table as it is by now, where `object` is an earlier state of it.
+    async fn append_to(
+        &self,
+        object: &Object,
+        rows: SendableRecordBatchStream,
+        newest: Option<&OfflineTable>,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<u64> {
+        match object {
+            Object::Table(table) => {
+                let conform = Conform::to_table(table.name(), table.schema(), &rows.schema())?;
                 let rows = conformed(rows, conform, Arc::clone(table.schema()));
-                Ok(self.offline.append(&table, rows, properties(key), self.memory()).await?.1)
+                Ok(self.offline.append(table, rows, properties(key), self.memory()).await?.1)
             }
-            Some(Object::FeatureGroup(group, table)) => self.append_to_group(&group, &table, rows, key).await,
+            Object::FeatureGroup(group, table) => {
+                let newest = newest.unwrap_or(table).snapshot_property(INGESTED_AT_PROPERTY);
+                self.append_to_group(group, table, rows, newest, key).await
+            }
         }
     }
 
@@ -84,25 +116,27 @@ impl Ingest {
         group: &Arc<FeatureGroup>,
         table: &OfflineTable,
         rows: SendableRecordBatchStream,
+        ingested: Option<&str>,
         key: Option<&IdempotencyKey>,
     ) -> Result<u64> {
         let conform = Conform::to_group(group, &rows.schema())?;
         let rows = conformed(rows, conform, group.schema());
-        let ingested_at_us = self.stamps.next(group.id, table.snapshot_property(INGESTED_AT_PROPERTY));
+        let ingested_at_us = self.stamps.next(group.id, ingested);
         let rows = stamp::stamped(rows, group.history_schema(), ingested_at_us);
         let mut properties = properties(key);
         properties.insert(INGESTED_AT_PROPERTY.to_owned(), ingested_at_us.to_string());
         let (table, count) = self.offline.append(table, rows, properties, self.memory()).await?;
         if count > 0 {
-            self.serve(group, &table).await;
+            self.serve(table).await;
         }
         Ok(count)
     }
 
     /// Brings online what is durable and acknowledged; a store that does not answer is behind until it does.
-    async fn serve(&self, group: &Arc<FeatureGroup>, table: &OfflineTable) {
-        if let Err(error) = self.catch_up(group, table, &|_| ()).await {
-            tracing::warn!(group = %group.name, %error, "online store is behind until it answers");
+    async fn serve(&self, table: OfflineTable) {
+        let name = table.name().clone();
+        if let Err(error) = self.follow(table).await {
+            tracing::warn!(group = %name, %error, "online store is behind until it answers");
         }
     }
 
@@ -116,10 +150,10 @@ impl Ingest {
         match self.registry.object(name).await? {
             None => Ok(None),
             Some(Object::Table(table)) => Ok(table.rows_written_with(key.as_str())),
-            Some(Object::FeatureGroup(group, table)) => {
+            Some(Object::FeatureGroup(_, table)) => {
                 let rows = table.rows_written_with(key.as_str());
                 if rows.is_some() {
-                    self.serve(&group, &table).await;
+                    self.serve(table).await;
                 }
                 Ok(rows)
             }

@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use datafusion::arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, TimestampMicrosecondArray};
+use datafusion::arrow::array::{
+    Array, ArrayRef, AsArray, Int64Array, RecordBatch, TimestampMicrosecondArray,
+};
 use datafusion::arrow::datatypes::{DataType, Field, Int64Type, TimeUnit};
 use datafusion::execution::context::SessionContext;
 use futures::stream::BoxStream;
@@ -12,7 +14,8 @@ use uuid::Uuid;
 
 use super::*;
 use crate::clock::ManualClock;
-use crate::model::{Column, EntityKey, encode_keys};
+use crate::error::ErrorKind;
+use crate::model::{Change, Column, EntityKey, RowLayout, decode_features, encode_keys, pick};
 use crate::offline::{Fault, IcebergTable};
 use crate::online::{self, Backend, Found, OnlineOptions, ScannedEntries};
 use crate::registry::table_of;
@@ -126,11 +129,20 @@ async fn fixture() -> Fixture {
 }
 
 fn batch(keys: Vec<i64>) -> SendableRecordBatchStream {
+    let batch = batch_of(keys);
+    Box::pin(RecordBatchStreamAdapter::new(batch.schema(), futures::stream::iter([Ok(batch)])))
+}
+
+fn batch_of(keys: Vec<i64>) -> RecordBatch {
     let times: ArrayRef = Arc::new(TimestampMicrosecondArray::from_value(10, keys.len()));
     let values: ArrayRef = Arc::new(Int64Array::from(keys.clone()));
     let keys: ArrayRef = Arc::new(Int64Array::from(keys));
-    let batch = RecordBatch::try_from_iter([("k", keys), ("ts", times), ("v", values)]).unwrap();
-    Box::pin(RecordBatchStreamAdapter::new(batch.schema(), futures::stream::iter([Ok(batch)])))
+    RecordBatch::try_from_iter([("k", keys), ("ts", times), ("v", values)]).unwrap()
+}
+
+fn keys_of(keys: Vec<i64>) -> Vec<EntityKey> {
+    let keys = encode_keys(&[Arc::new(Int64Array::from(keys)) as ArrayRef]).unwrap();
+    keys.into_iter().map(|key| key.expect("no NULL among the keys")).collect()
 }
 
 impl Fixture {
@@ -162,12 +174,7 @@ impl Fixture {
         else {
             panic!("the group is gone")
         };
-        let keys: Vec<EntityKey> = encode_keys(&[Arc::new(Int64Array::from(keys)) as ArrayRef])
-            .unwrap()
-            .into_iter()
-            .map(|k| k.expect("no NULL among the keys"))
-            .collect();
-        let found = self.online.get(&group, &keys, None).await.unwrap();
+        let found = self.online.get(&group, &keys_of(keys), None).await.unwrap();
         found.entries.iter().map(Option::is_some).collect()
     }
 }
@@ -186,6 +193,51 @@ async fn a_write_is_acknowledged_while_the_online_store_is_down_and_served_after
     fixture.online.down.store(false, Ordering::SeqCst);
     assert_eq!(fixture.ingest.catch_up_all().await.unwrap(), 0);
     assert_eq!(fixture.served(vec![1, 2, 3]).await, [true, true, true]);
+}
+
+#[tokio::test]
+async fn a_definition_that_changes_under_a_write_keeps_its_rows_and_not_their_meaning() {
+    let fixture = fixture().await;
+    fixture.append(vec![1]).await.unwrap();
+    let registry = Arc::clone(&fixture.ingest.registry);
+    let Some(Object::FeatureGroup(_, table)) = registry.object(&fixture.name).await.unwrap() else {
+        panic!("the group is gone")
+    };
+    // Between two batches of a write `v` goes, and another of its type takes its place.
+    let replace = move || async move {
+        let w = Column {
+            field: Arc::new(Field::new("w", DataType::Int64, true)),
+            ..definition().columns[2].clone()
+        };
+        let dropped = Change::DropFeature { name: "v".to_owned(), if_exists: false };
+        let changes = [dropped, Change::AddFeature { column: w, if_not_exists: false }];
+        registry.alter(&table, &changes).await.unwrap();
+        batch_of(vec![3])
+    };
+    let first = batch_of(vec![2]);
+    let schema = first.schema();
+    let batches =
+        futures::stream::iter([Ok(first)]).chain(futures::stream::once(async move { Ok(replace().await) }));
+    let rows = RecordBatchStreamAdapter::new(schema, batches);
+    assert_eq!(fixture.ingest.append(&fixture.name, Box::pin(rows), None).await.unwrap(), 2);
+
+    let Some(Object::FeatureGroup(group, table)) =
+        fixture.ingest.registry.object(&fixture.name).await.unwrap()
+    else {
+        panic!("the group is gone")
+    };
+    assert_eq!(fixture.served(vec![1, 2, 3]).await, [true, true, true]);
+    let keys = keys_of(vec![1, 2, 3]);
+    let found = fixture.online.get(&group, &keys, None).await.unwrap();
+    let rows: Vec<Option<&[u8]>> = found
+        .entries
+        .iter()
+        .map(|entry| pick(entry.as_ref().unwrap(), 1_000).unwrap().map(|row| row.bytes))
+        .collect();
+    let w = decode_features(&RowLayout::new(&group).unwrap(), &rows, &[0]).unwrap();
+    assert_eq!(w[0].null_count(), 3, "nothing of v is read as w");
+    assert_eq!(fixture.ingest.replay(&group, &table).await.unwrap(), 3, "the history has every row");
+    assert_eq!(fixture.append(vec![4]).await.unwrap_err().kind(), ErrorKind::Invalid, "v is no more");
 }
 
 #[tokio::test]

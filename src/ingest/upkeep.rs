@@ -66,7 +66,7 @@ impl Ingest {
         let (table, optimized) = self.offline.rewrite(&table, &layout, rows, self.memory()).await?;
         tracing::info!(table = %name, ?optimized, "data files merged");
         if let Some(group) = group
-            && let Err(error) = self.catch_up(&group, &table).await
+            && let Err(error) = self.catch_up(&group, &table, &|_| ()).await
         {
             tracing::warn!(group = %name, %error, "online store is behind until it answers");
         }

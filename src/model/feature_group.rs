@@ -58,6 +58,8 @@ pub struct TableVersion {
     pub schema_id: i32,
     /// The Iceberg snapshot; `None` where nothing had been written yet.
     pub snapshot_id: Option<i64>,
+    /// The TTL of a feature group, by which a join leaves rows out.
+    pub ttl: Option<Duration>,
 }
 
 /// One declared column: an entity key, the event time, or a feature.

@@ -1,10 +1,12 @@
 //! What a feature group is: plain data, no I/O.
 
+mod change;
 mod feature_group;
 mod idempotency_key;
 mod key;
 mod packed;
 
+pub use change::Change;
 pub use feature_group::{
     Column, FeatureGroup, FeatureSchema, INGESTED_AT, SEQUENCE, TableName, TableVersion, system_fields,
 };

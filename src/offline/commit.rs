@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::memory_pool::MemoryPool;
-use iceberg::spec::TableMetadata;
+use iceberg::spec::{DataFile, TableMetadata};
 
 use super::snapshot::{self, Change};
 use super::store::{Built, OfflineStore, TableSpec, next_location};
@@ -120,16 +120,12 @@ impl OfflineStore {
         written: &WrittenFiles,
         change: &Change,
     ) -> Result<(OfflineTable, Option<u64>)> {
-        let name = &table.name;
         let key = match change {
             Change::Append(properties) => properties.get(IDEMPOTENCY_KEY),
             Change::Replace(_) => None,
         };
         for _ in 0..COMMIT_ATTEMPTS_MAX {
-            let current = self.load(name).await?.filter(|now| now.metadata.uuid() == table.metadata.uuid());
-            let Some(current) = current else {
-                return Err(Error::conflict(format!("table '{name}' was dropped or replaced meanwhile")));
-            };
+            let current = self.current(table).await?;
             if let Some(rows) = key.and_then(|key| current.rows_written_with(key)) {
                 return Ok((current, Some(rows)));
             }
@@ -137,17 +133,39 @@ impl OfflineStore {
             let (io, files) = (&self.io, &written.files);
             let next =
                 snapshot::changed(io, &self.manifests, &current.metadata, files, change, now_ms).await?;
-            let (location, next) = self.write_metadata(next, next_location(&current)?, files).await?;
-            let swap = || self.catalog.swap(name, &current.location, &location);
-            let is_in = |now: &TableMetadata| {
-                let ours = next.current_snapshot_id();
-                ours.is_some_and(|ours| now.snapshot_by_id(ours).is_some())
-            };
-            if self.settled(name, swap, |now| now.is_some_and(|now| is_in(&now.metadata))).await? {
-                return Ok((OfflineTable::new(name.clone(), &location, next)?, None));
+            let ours = next.current_snapshot_id();
+            let is_in = |now: &TableMetadata| ours.is_some_and(|ours| now.snapshot_by_id(ours).is_some());
+            if let Some(committed) = self.swap(&current, next, files, is_in).await? {
+                return Ok((committed, None));
             }
         }
-        Err(contended(name))
+        Err(contended(&table.name))
+    }
+
+    /// What `table` is by now.
+    pub(super) async fn current(&self, table: &OfflineTable) -> Result<OfflineTable> {
+        let current = self.load(&table.name).await?;
+        current.filter(|now| now.metadata.uuid() == table.metadata.uuid()).ok_or_else(|| {
+            Error::conflict(format!("table '{}' was dropped or replaced meanwhile", table.name))
+        })
+    }
+
+    /// Puts `next`, which names `new_files`, in the place of the metadata of `current`; `None` where somebody else was
+    /// first. `is_in` says of later metadata whether it has what `next` brings.
+    pub(super) async fn swap(
+        &self,
+        current: &OfflineTable,
+        next: TableMetadata,
+        new_files: &[DataFile],
+        is_in: impl Fn(&TableMetadata) -> bool,
+    ) -> Result<Option<OfflineTable>> {
+        let name = &current.name;
+        let (location, next) = self.write_metadata(next, next_location(current)?, new_files).await?;
+        let swap = || self.catalog.swap(name, &current.location, &location);
+        match self.settled(name, swap, |now| now.is_some_and(|now| is_in(&now.metadata))).await? {
+            true => OfflineTable::new(name.clone(), &location, next).map(Some),
+            false => Ok(None),
+        }
     }
 
     /// Removes a table from the catalog, then its files.
@@ -218,7 +236,7 @@ fn is_built(built: &Built, now: Option<&OfflineTable>) -> bool {
     now.is_some_and(|now| now.metadata.uuid() == built.metadata.uuid())
 }
 
-fn contended(name: &TableName) -> Error {
+pub(super) fn contended(name: &TableName) -> Error {
     Error::conflict(format!("table '{name}' is being written by too many at once: try again"))
 }
 

@@ -1,7 +1,10 @@
 //! The offline store: finds Iceberg tables, and builds what a commit will name.
 
+mod alter;
+
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::SchemaRef;
@@ -22,7 +25,7 @@ use super::snapshot::{self, Change};
 use super::table::OfflineTable;
 use super::write::write_files;
 use crate::clock::Clock;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::model::TableName;
 
 const METADATA_MAX: u64 = 4096;

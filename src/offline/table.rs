@@ -92,13 +92,15 @@ impl OfflineTable {
         )))
     }
 
-    /// What a reader of this table sees, in a form that outlives it: see [`Self::at_version`].
+    /// What a reader of this table sees, in a form that outlives it: see [`Self::at_version`]. Of a feature group's TTL it
+    /// knows nothing.
     pub(crate) fn version(&self) -> TableVersion {
         TableVersion {
             name: self.name.clone(),
             table_id: self.metadata.uuid(),
             schema_id: self.iceberg_schema.schema_id(),
             snapshot_id: self.snapshot.as_ref().map(|snapshot| snapshot.snapshot_id()),
+            ttl: None,
         }
     }
 
@@ -149,17 +151,19 @@ impl OfflineTable {
         &self.iceberg_schema
     }
 
-    /// Every schema that the table has had, the current one last: its id, and each column's field id and type as SQL sees
+    /// Every schema that the table has had, by its id but the current one last: its id, and each column's field id and type as SQL sees
     /// it. Passes over those that hold what is not read.
     pub(crate) fn schemas(&self) -> Vec<(i32, Vec<(i32, FieldRef)>)> {
         let current = self.iceberg_schema.schema_id();
-        let before = self.metadata.schemas_iter().filter(|schema| schema.schema_id() != current);
+        let mut before: Vec<_> =
+            self.metadata.schemas_iter().filter(|schema| schema.schema_id() != current).collect();
+        before.sort_by_key(|schema| schema.schema_id());
         let columns = |schema: &Schema| {
             let fields = arrow_schema(schema).ok()?;
             let ids = schema.as_struct().fields().iter().map(|field| field.id);
             Some((schema.schema_id(), ids.zip(fields.fields().iter().cloned()).collect()))
         };
-        before.chain([&self.iceberg_schema]).filter_map(|schema| columns(schema)).collect()
+        before.into_iter().chain([&self.iceberg_schema]).filter_map(|schema| columns(schema)).collect()
     }
 
     /// The columns that sorted files of this table are sorted by, ascending and NULLs first; see [`Self::is_sorted`].

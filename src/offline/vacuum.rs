@@ -16,9 +16,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use iceberg::spec::{DataFile, SnapshotRef, TableMetadata, TableMetadataBuilder};
 
+use super::commit::COMMIT_ATTEMPTS_MAX;
 use super::durable::local_path;
 use super::files::manifest_list;
-use super::commit::COMMIT_ATTEMPTS_MAX;
 use super::store::{OfflineStore, next_location, updated_at};
 use super::table::OfflineTable;
 use crate::error::{Error, Result};

@@ -167,6 +167,11 @@ pub(crate) trait OnlineStore: Debug + Send + Sync {
         None
     }
 
+    /// Whether entries go when they have had their life; see [`FeatureGroup::online_lifetime`].
+    fn expires(&self) -> bool {
+        false
+    }
+
     /// Calls that were not answered as they should have been, since this server started; of a store within the process 0.
     fn failures(&self) -> u64 {
         0

@@ -5,9 +5,11 @@
 //! comment                  = what the group is, in words
 //! fletching.feature-group  = {"format":1,"version":1,"entity_key":["user_id"],"event_time":"ts",
 //!                             "ttl_us":2592000000000,"owner":"ml","tags":["churn"],"online":true,
-//!                             "defaults":{"purchase_count_7d":"0"}}
+//!                             "defaults":{"purchase_count_7d":"0"},
+//!                             "dropped_defaults":{"7":"unknown"}}
 //! ```
-//! Column descriptions are Iceberg field docs; names, types and nullability are the Iceberg schema's.
+//! Column descriptions are Iceberg field docs; names, types and nullability are the Iceberg schema's. The
+//! defaults of dropped features stay, by field id, for those who read the group as it was.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -19,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Object;
 use crate::error::{Error, Result};
-use crate::model::{Column, FeatureGroup, FeatureSchema, INGESTED_AT, SEQUENCE};
+use crate::model::{Change, Column, FeatureGroup, FeatureSchema, INGESTED_AT, RowLayout, SEQUENCE};
 use crate::offline::{OfflineTable, TableSpec};
 
 const PROPERTY: &str = "fletching.feature-group";
@@ -41,11 +43,38 @@ struct Stored {
     online: bool,
     #[serde(default)]
     defaults: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    dropped_defaults: BTreeMap<i32, String>,
 }
 
 /// The table that keeps `group`: an entity's rows lie together, oldest first, and of rows of one time the one that
 /// wins lies last.
 pub(crate) fn table_of(group: &FeatureGroup) -> Result<TableSpec> {
+    spec_of(group, BTreeMap::new())
+}
+
+/// What `table`, which keeps `group`, becomes by `changes`.
+///
+/// # Errors
+/// Those of [`FeatureGroup::changed`]; `Unsupported` for a type that the online store cannot keep.
+pub(super) fn altered(table: &OfflineTable, group: &FeatureGroup, changes: &[Change]) -> Result<TableSpec> {
+    let changed = group.changed(changes)?;
+    if changed.online {
+        RowLayout::new(&FeatureGroup { schemas: Vec::new(), ..changed.clone() })?;
+    }
+    let stored = stored_in(table)?.ok_or_else(|| Error::internal("a feature group without a definition"))?;
+    let mut dropped = stored.dropped_defaults;
+    for (name, default) in stored.defaults {
+        if changed.columns.iter().all(|column| *column.field.name() != name)
+            && let Some(field) = table.iceberg_schema().as_struct().field_by_name(&name)
+        {
+            dropped.insert(field.id, default);
+        }
+    }
+    spec_of(&changed, dropped)
+}
+
+fn spec_of(group: &FeatureGroup, dropped_defaults: BTreeMap<i32, String>) -> Result<TableSpec> {
     let described = |c: &Column| Some((c.field.name().clone(), c.description.clone()?));
     let order = group.entity_key.iter().chain([&group.event_time]);
     let order = order.map(|&i| group.columns[i].field.name().as_str()).chain([INGESTED_AT, SEQUENCE]);
@@ -53,14 +82,17 @@ pub(crate) fn table_of(group: &FeatureGroup) -> Result<TableSpec> {
         name: group.name.clone(),
         schema: group.history_schema(),
         docs: group.columns.iter().filter_map(described).collect(),
-        properties: properties_of(group)?,
+        properties: properties_of(group, dropped_defaults)?,
         sort_columns: order.map(str::to_owned).collect(),
         snapshot_properties: HashMap::new(),
     })
 }
 
 /// The table properties that keep `group`'s definition.
-fn properties_of(group: &FeatureGroup) -> Result<HashMap<String, String>> {
+fn properties_of(
+    group: &FeatureGroup,
+    dropped_defaults: BTreeMap<i32, String>,
+) -> Result<HashMap<String, String>> {
     let name_of = |i: &usize| group.columns[*i].field.name().clone();
     let mut defaults = BTreeMap::new();
     for column in &group.columns {
@@ -87,6 +119,7 @@ fn properties_of(group: &FeatureGroup) -> Result<HashMap<String, String>> {
         tags: group.tags.clone(),
         online: group.online,
         defaults,
+        dropped_defaults,
     };
     let json = serde_json::to_string(&stored)
         .map_err(|e| Error::internal("a definition does not serialize").with_source(e))?;
@@ -99,19 +132,7 @@ fn properties_of(group: &FeatureGroup) -> Result<HashMap<String, String>> {
 
 /// What an Iceberg table is: a feature group where its properties define one, else a plain table.
 pub(crate) fn object_of(table: OfflineTable) -> Result<Object> {
-    let Some(json) = table.metadata().properties().get(PROPERTY) else {
-        return Ok(Object::Table(table));
-    };
-    let corrupt =
-        |what: String| Error::corrupt(format!("definition of feature group '{}': {what}", table.name()));
-    let stored: Stored = serde_json::from_str(json).map_err(|e| corrupt(e.to_string()))?;
-    if stored.format != FORMAT {
-        return Err(Error::unsupported(format!(
-            "feature group '{}' was defined by a newer version (format {}): upgrade this server",
-            table.name(),
-            stored.format
-        )));
-    }
+    let Some(stored) = stored_in(&table)? else { return Ok(Object::Table(table)) };
     let system = table.schema().fields().iter().rev().take(2).rev().map(|f| f.name().as_str());
     if !system.eq([INGESTED_AT, SEQUENCE]) {
         return Err(Error::unsupported(format!(
@@ -119,12 +140,12 @@ pub(crate) fn object_of(table: OfflineTable) -> Result<Object> {
             table.name()
         )));
     }
-    let columns = columns_of(&table, &stored.defaults)?;
+    let columns = columns_of(&table, &stored)?;
     let index = |name: &str| {
         columns
             .iter()
             .position(|c| c.field.name() == name)
-            .ok_or_else(|| corrupt(format!("no column '{name}'")))
+            .ok_or_else(|| corrupt(&table, &format!("no column '{name}'")))
     };
     let group = FeatureGroup {
         id: table.metadata().uuid(),
@@ -143,6 +164,23 @@ pub(crate) fn object_of(table: OfflineTable) -> Result<Object> {
     Ok(Object::FeatureGroup(Arc::new(group), table))
 }
 
+/// The definition that a table's properties hold; `None` for a plain table.
+fn stored_in(table: &OfflineTable) -> Result<Option<Stored>> {
+    let Some(json) = table.metadata().properties().get(PROPERTY) else { return Ok(None) };
+    let stored: Stored = serde_json::from_str(json).map_err(|e| corrupt(table, &e.to_string()))?;
+    match stored.format {
+        FORMAT => Ok(Some(stored)),
+        newer => Err(Error::unsupported(format!(
+            "feature group '{}' was defined by a newer version (format {newer}): upgrade this server",
+            table.name()
+        ))),
+    }
+}
+
+fn corrupt(table: &OfflineTable, what: &str) -> Error {
+    Error::corrupt(format!("definition of feature group '{}': {what}", table.name()))
+}
+
 /// The features under every schema that the table has had: what is neither among the `others` nor a system column.
 fn schemas_of<'a>(table: &OfflineTable, others: impl Iterator<Item = &'a String>) -> Vec<FeatureSchema> {
     let id_of = |name: &str| table.iceberg_schema().field_by_name(name).map(|field| field.id);
@@ -156,13 +194,19 @@ fn schemas_of<'a>(table: &OfflineTable, others: impl Iterator<Item = &'a String>
     schemas.map(|(id, columns)| FeatureSchema { id, features: features(columns) }).collect()
 }
 
-fn columns_of(table: &OfflineTable, defaults: &BTreeMap<String, String>) -> Result<Vec<Column>> {
-    let iceberg = table.iceberg_schema();
+/// The declared columns. `table` may be read under an older schema: features of now are found there by field id.
+fn columns_of(table: &OfflineTable, stored: &Stored) -> Result<Vec<Column>> {
+    let (iceberg, now) = (table.iceberg_schema().as_struct(), table.metadata().current_schema());
+    let default_text = |id: i32| match now.field_by_id(id) {
+        Some(field) => stored.defaults.get(&field.name),
+        None => stored.dropped_defaults.get(&id),
+    };
     let declared = table.schema().fields().iter().filter(|f| f.name() != INGESTED_AT && f.name() != SEQUENCE);
     declared
         .map(|field| {
-            let default =
-                defaults.get(field.name()).map(|text| default_of(text, field.data_type())).transpose();
+            let known = iceberg.field_by_name(field.name());
+            let default = known.and_then(|known| default_text(known.id));
+            let default = default.map(|text| default_of(text, field.data_type())).transpose();
             let default = default.map_err(|e| {
                 Error::corrupt(format!(
                     "DEFAULT of column '{}' of feature group '{}': {e}",
@@ -170,7 +214,7 @@ fn columns_of(table: &OfflineTable, defaults: &BTreeMap<String, String>) -> Resu
                     table.name()
                 ))
             })?;
-            let description = iceberg.field_by_name(field.name()).and_then(|f| f.doc.clone());
+            let description = known.and_then(|known| known.doc.clone());
             Ok(Column { field: Arc::clone(field), default, description })
         })
         .collect()

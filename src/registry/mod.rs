@@ -9,8 +9,8 @@ use moka::sync::Cache;
 
 pub(crate) use definition::{default_text, object_of, table_of};
 
-use crate::error::Result;
-use crate::model::{FeatureGroup, TableName};
+use crate::error::{Error, Result};
+use crate::model::{Change, FeatureGroup, TableName, TableVersion};
 use crate::offline::{OfflineStore, OfflineTable};
 
 const DEFINITIONS_MAX: u64 = 4096;
@@ -23,6 +23,42 @@ pub(crate) const DEFAULT_SCHEMA: &str = "public";
 pub(crate) enum Object {
     FeatureGroup(Arc<FeatureGroup>, OfflineTable),
     Table(OfflineTable),
+}
+
+impl Object {
+    /// What a reader of it sees, in a form that outlives it: see [`Self::at_version`].
+    pub(crate) fn version(&self) -> TableVersion {
+        match self {
+            Self::FeatureGroup(group, table) => TableVersion { ttl: group.ttl, ..table.version() },
+            Self::Table(table) => table.version(),
+        }
+    }
+
+    /// The object as an earlier reader saw it.
+    ///
+    /// # Errors
+    /// `NotFound` where this is another object of that name, or what was read is no longer kept.
+    pub(crate) fn at_version(self, version: &TableVersion) -> Result<Self> {
+        if self.version() == *version {
+            return Ok(self);
+        }
+        let (Self::FeatureGroup(_, table) | Self::Table(table)) = self;
+        Ok(match definition::object_of(table.at_version(version)?)? {
+            Self::FeatureGroup(group, table) => {
+                let group = FeatureGroup { ttl: version.ttl, ..group.as_ref().clone() };
+                Self::FeatureGroup(Arc::new(group), table)
+            }
+            table => table,
+        })
+    }
+}
+
+/// A definition before and after it changed, and the table that keeps it.
+#[derive(Debug)]
+pub(crate) struct Altered {
+    pub(crate) before: Arc<FeatureGroup>,
+    pub(crate) after: Arc<FeatureGroup>,
+    pub(crate) table: OfflineTable,
 }
 
 /// Everything that existed at one moment: schemas, and tables with the location of their metadata.
@@ -72,6 +108,26 @@ impl Registry {
         match self.offline.load(name).await? {
             Some(table) => definition::object_of(table).map(Some),
             None => Ok(None),
+        }
+    }
+
+    /// Changes the definition of the feature group that `table` keeps, in one step, from whatever it is by then.
+    ///
+    /// # Errors
+    /// Those of [`FeatureGroup::changed`]; `Conflict` where the group was dropped meanwhile, or stays contended.
+    pub(crate) async fn alter(&self, table: &OfflineTable, changes: &[Change]) -> Result<Altered> {
+        let mut before = None;
+        let changed = self.offline.alter(table, |current| {
+            let Object::FeatureGroup(group, table) = definition::object_of(current.clone())? else {
+                return Err(Error::conflict(format!("'{}' is no feature group any more", current.name())));
+            };
+            let spec = definition::altered(&table, &group, changes);
+            before = Some(group);
+            spec
+        });
+        match (definition::object_of(changed.await?)?, before) {
+            (Object::FeatureGroup(after, table), Some(before)) => Ok(Altered { before, after, table }),
+            _ => Err(Error::internal("a changed feature group is no feature group")),
         }
     }
 

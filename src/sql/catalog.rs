@@ -20,7 +20,7 @@ use crate::ingest::Ingest;
 use crate::model::{TableName, TableVersion};
 use crate::offline::{IcebergTable, OfflineStore, inspect};
 use crate::online::OnlineStore;
-use crate::registry::{DEFAULT_SCHEMA, Listing, Object, Registry, object_of};
+use crate::registry::{DEFAULT_SCHEMA, Listing, Object, Registry};
 
 /// Suffix of a feature group's history table, and of a plain table's log of snapshots.
 const HISTORY: &str = "$history";
@@ -88,14 +88,7 @@ impl SessionCatalog {
         let object = self.object(name).await?;
         let Some(version) = versions.iter().find(|version| version.name == *name) else { return Ok(object) };
         match object {
-            Some(Object::FeatureGroup(_, ref table) | Object::Table(ref table))
-                if table.version() == *version =>
-            {
-                Ok(object)
-            }
-            Some(Object::FeatureGroup(_, table) | Object::Table(table)) => {
-                object_of(table.at_version(version)?).map(Some)
-            }
+            Some(object) => object.at_version(version).map(Some),
             None => Err(Error::not_found(format!("table '{name}' was dropped since: run the query again"))),
         }
     }
@@ -115,7 +108,7 @@ impl SessionCatalog {
                 }
                 Object::Table(table) => {
                     let ingest = Arc::clone(&self.ingest);
-                    Arc::new(PlainTable { name: name.clone(), rows: rows(table), ingest })
+                    Arc::new(PlainTable { rows: rows(table), ingest })
                 }
             }));
         }

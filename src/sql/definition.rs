@@ -1,10 +1,10 @@
-//! `CREATE FEATURE GROUP` as written, to the definition it means.
+//! `CREATE FEATURE GROUP` as written, to the definition it means; columns and options as `ALTER` has them too.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use datafusion::arrow::array::RecordBatch;
-use datafusion::arrow::datatypes::{DataType, Field, Schema};
+use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Schema};
 use datafusion::common::tree_node::TreeNode;
 use datafusion::common::{DFSchema, ScalarValue};
 use datafusion::execution::SessionState;
@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::statement::CreateFeatureGroup;
 use crate::error::{Error, Result};
-use crate::model::{Column, FeatureGroup, RowLayout, TableName};
+use crate::model::{Change, Column, FeatureGroup, RowLayout, TableName};
 use crate::offline::storage_type;
 
 /// The definition, validated. Its id is not the table's yet: the table is created from it.
@@ -28,16 +28,7 @@ pub(super) async fn feature_group(
     name: TableName,
     create: CreateFeatureGroup,
 ) -> Result<FeatureGroup> {
-    let descriptions: Vec<Option<String>> = create.columns.iter().map(comment_of).collect();
-    let (schema, defaults) = planned_columns(state, &create.columns).await?;
-    let mut columns = Vec::with_capacity(descriptions.len());
-    for (field, description) in schema.fields().iter().zip(descriptions) {
-        let data_type = storage_type(field.name(), field.data_type())?;
-        let default = defaults.iter().find(|(n, _)| n == field.name());
-        let default = default.map(|(_, e)| constant(state, field.name(), e, &data_type)).transpose()?;
-        let field = Arc::new(Field::new(field.name(), data_type, field.is_nullable()));
-        columns.push(Column { field, default, description });
-    }
+    let mut columns = columns(state, &create.columns).await?;
     let find = |what: &str, ident: &Ident| -> Result<usize> {
         let wanted = normalized(ident);
         columns.iter().position(|c| *c.field.name() == wanted).ok_or_else(|| {
@@ -58,26 +49,40 @@ pub(super) async fn feature_group(
         let field = &columns[required].field;
         columns[required].field = Arc::new(field.as_ref().clone().with_nullable(false));
     }
-    let options = Options::parse(&name, &create.options)?;
-    let group = FeatureGroup {
+    let options = options(&name, &create.options)?;
+    let mut group = FeatureGroup {
         id: Uuid::nil(),
         name,
         version: 1,
         columns,
         entity_key,
         event_time,
-        ttl: options.ttl,
-        owner: options.owner,
+        ttl: None,
+        owner: None,
         description: create.comment,
-        tags: options.tags,
-        online: options.online,
+        tags: Vec::new(),
+        online: true,
         schemas: Vec::new(),
     };
+    options.iter().try_for_each(|option| option.apply(&mut group))?;
     group.validate()?;
     if group.online {
         RowLayout::new(&group)?;
     }
     Ok(group)
+}
+
+/// Columns with the types that are stored.
+pub(super) async fn columns(state: &SessionState, written: &[ColumnDef]) -> Result<Vec<Column>> {
+    let (schema, defaults) = planned_columns(state, written).await?;
+    let column = |(field, written): (&FieldRef, &ColumnDef)| {
+        let data_type = storage_type(field.name(), field.data_type())?;
+        let default = defaults.iter().find(|(n, _)| n == field.name());
+        let default = default.map(|(_, e)| constant(state, field.name(), e, &data_type)).transpose()?;
+        let field = Arc::new(Field::new(field.name(), data_type, field.is_nullable()));
+        Ok(Column { field, default, description: comment_of(written) })
+    };
+    schema.fields().iter().zip(written).map(column).collect()
 }
 
 /// Types and defaults as DataFusion plans them for a `CREATE TABLE` of the same columns.
@@ -158,67 +163,61 @@ pub(super) fn normalized(ident: &Ident) -> String {
     if ident.quote_style.is_some() { ident.value.clone() } else { ident.value.to_lowercase() }
 }
 
-/// `WITH (…)` of a feature group.
-struct Options {
-    ttl: Option<Duration>,
-    owner: Option<String>,
-    tags: Vec<String>,
-    online: bool,
-}
-
-impl Options {
-    fn parse(group: &TableName, options: &[SqlOption]) -> Result<Self> {
-        let mut parsed = Self { ttl: None, owner: None, tags: Vec::new(), online: true };
-        for option in options {
-            let SqlOption::KeyValue { key, value } = option else {
-                return Err(Error::invalid(format!(
-                    "WITH option {option} of '{group}' is not of the form key = value"
-                )));
-            };
-            let key = key.value.to_lowercase();
-            let value = option_text(&key, value)?;
-            match key.as_str() {
-                "ttl" => parsed.ttl = Some(duration(&value)?),
-                "owner" => parsed.owner = Some(value),
-                "tags" => {
-                    parsed.tags =
-                        value.split(',').map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect();
-                }
-                "online" => parsed.online = boolean(&key, &value)?,
-                "offline" if !boolean(&key, &value)? => {
-                    return Err(Error::unsupported(
-                        "offline = false is not supported: history is what the online store is built from",
-                    ));
-                }
-                "offline" => {}
-                _ => {
-                    return Err(Error::invalid(format!(
-                        "WITH option '{key}' of '{group}' is not known: there are ttl, owner, tags, online and offline"
-                    )));
-                }
+/// `WITH (…)` and `SET (…)` of a feature group.
+pub(super) fn options(group: &TableName, options: &[SqlOption]) -> Result<Vec<Change>> {
+    let mut changes = Vec::with_capacity(options.len());
+    for option in options {
+        let SqlOption::KeyValue { key, value } = option else {
+            return Err(Error::invalid(format!(
+                "option {option} of '{group}' is not of the form key = value"
+            )));
+        };
+        let key = key.value.to_lowercase();
+        let value = option_text(&key, value)?;
+        changes.push(match key.as_str() {
+            "ttl" => Change::Ttl(value.as_deref().map(duration).transpose()?),
+            "owner" => Change::Owner(value),
+            "description" => Change::Description(value),
+            "tags" => {
+                let tags = value.unwrap_or_default();
+                Change::Tags(tags.split(',').map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect())
             }
-        }
-        Ok(parsed)
+            "online" => Change::Online(boolean(&key, value.as_deref())?),
+            "offline" if boolean(&key, value.as_deref())? => continue,
+            "offline" => {
+                return Err(Error::unsupported(
+                    "offline = false is not supported: history is what the online store is built from",
+                ));
+            }
+            _ => {
+                return Err(Error::invalid(format!(
+                    "option '{key}' of '{group}' is not known: there are ttl, owner, description, tags, online and offline"
+                )));
+            }
+        });
     }
+    Ok(changes)
 }
 
-fn option_text(key: &str, value: &SqlExpr) -> Result<String> {
+/// `None` for NULL, which takes away what there is.
+fn option_text(key: &str, value: &SqlExpr) -> Result<Option<String>> {
     match value {
         SqlExpr::Value(value) => match &value.value {
-            Value::SingleQuotedString(text) | Value::Number(text, _) => Ok(text.clone()),
-            Value::Boolean(value) => Ok(value.to_string()),
-            _ => Err(Error::invalid(format!("WITH option '{key}' takes a constant, not {value}"))),
+            Value::SingleQuotedString(text) | Value::Number(text, _) => Ok(Some(text.clone())),
+            Value::Boolean(value) => Ok(Some(value.to_string())),
+            Value::Null => Ok(None),
+            _ => Err(Error::invalid(format!("option '{key}' takes a constant, not {value}"))),
         },
-        SqlExpr::Identifier(ident) => Ok(ident.value.clone()),
-        other => Err(Error::invalid(format!("WITH option '{key}' takes a constant, not {other}"))),
+        SqlExpr::Identifier(ident) => Ok(Some(ident.value.clone())),
+        other => Err(Error::invalid(format!("option '{key}' takes a constant, not {other}"))),
     }
 }
 
-fn boolean(key: &str, text: &str) -> Result<bool> {
-    match text.to_lowercase().as_str() {
+fn boolean(key: &str, text: Option<&str>) -> Result<bool> {
+    match text.unwrap_or("NULL").to_lowercase().as_str() {
         "true" | "on" | "1" => Ok(true),
         "false" | "off" | "0" => Ok(false),
-        _ => Err(Error::invalid(format!("WITH option '{key}' is true or false, not '{text}'"))),
+        other => Err(Error::invalid(format!("option '{key}' is true or false, not '{other}'"))),
     }
 }
 

@@ -17,6 +17,8 @@ use super::insert::insert_plan;
 use crate::error::Error;
 use crate::ingest::Ingest;
 use crate::model::{Column, FeatureGroup};
+use crate::offline::IcebergTable;
+use crate::registry::Object;
 
 /// `name` in SQL. `history` holds the declared columns in order, then the system columns; this
 /// table shows the declared ones only, so a column index means the same in both.
@@ -83,10 +85,12 @@ impl TableProvider for FeatureGroupTable {
         input: Arc<dyn ExecutionPlan>,
         insert_op: InsertOp,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let name = &self.definition.name;
-        let Some(ingest) = &self.ingest else {
+        let rows = self.history.as_any().downcast_ref::<IcebergTable>();
+        let (Some(ingest), Some(rows)) = (&self.ingest, rows) else {
+            let name = &self.definition.name;
             return Err(Error::unsupported(format!("feature group '{name}' is read-only here")).into());
         };
-        Ok(insert_plan(ingest, name, input, insert_op)?)
+        let object = Object::FeatureGroup(Arc::clone(&self.definition), rows.table().clone());
+        Ok(insert_plan(ingest, object, input, insert_op)?)
     }
 }

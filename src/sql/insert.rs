@@ -23,6 +23,8 @@ use super::session::{Session, default_schema, referenced, run};
 use crate::error::{Error, Result};
 use crate::ingest::Ingest;
 use crate::model::{IdempotencyKey, TableName};
+use crate::offline::IcebergTable;
+use crate::registry::Object;
 
 impl Session {
     /// Runs an INSERT; with a key that an earlier one into the same table had, only tells what that one added.
@@ -70,15 +72,16 @@ async fn count(mut rows: SendableRecordBatchStream) -> Result<u64> {
     Ok(sum)
 }
 
-/// The plan that appends `input` to the stored table `name`.
+/// The plan that appends `input` to the stored table `object`, as it is when the plan is made.
 pub(super) fn insert_plan(
     ingest: &Arc<Ingest>,
-    name: &TableName,
+    object: Object,
     input: Arc<dyn ExecutionPlan>,
     insert_op: InsertOp,
 ) -> Result<Arc<dyn ExecutionPlan>> {
-    append_only(name, insert_op)?;
-    let sink = IngestSink { ingest: Arc::clone(ingest), name: name.clone(), schema: input.schema() };
+    let name = object.version().name;
+    append_only(&name, insert_op)?;
+    let sink = IngestSink { ingest: Arc::clone(ingest), name, object, schema: input.schema() };
     Ok(Arc::new(DataSinkExec::new(input, Arc::new(sink), None)))
 }
 
@@ -111,6 +114,7 @@ pub(super) fn append_only(name: &TableName, insert_op: InsertOp) -> Result<()> {
 struct IngestSink {
     ingest: Arc<Ingest>,
     name: TableName,
+    object: Object,
     schema: SchemaRef,
 }
 
@@ -136,15 +140,14 @@ impl DataSink for IngestSink {
         context: &Arc<TaskContext>,
     ) -> DataFusionResult<u64> {
         let key = context.session_config().get_extension::<IdempotencyKey>();
-        Ok(self.ingest.append(&self.name, data, key.as_deref()).await?)
+        Ok(self.ingest.append_planned(&self.object, data, key.as_deref()).await?)
     }
 }
 
 /// A plain stored table: reads as its Iceberg snapshot does, and takes inserts.
 #[derive(Debug)]
 pub(super) struct PlainTable {
-    pub(super) name: TableName,
-    pub(super) rows: Arc<dyn TableProvider>,
+    pub(super) rows: Arc<IcebergTable>,
     pub(super) ingest: Arc<Ingest>,
 }
 
@@ -185,6 +188,6 @@ impl TableProvider for PlainTable {
         input: Arc<dyn ExecutionPlan>,
         insert_op: InsertOp,
     ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
-        Ok(insert_plan(&self.ingest, &self.name, input, insert_op)?)
+        Ok(insert_plan(&self.ingest, Object::Table(self.rows.table().clone()), input, insert_op)?)
     }
 }

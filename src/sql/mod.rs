@@ -1,6 +1,7 @@
 //! Text to plan: statements, point-in-time joins, look-ups, and the tables they name.
 
 mod admission;
+mod alter;
 mod asof;
 mod bind;
 mod bulk;

@@ -24,6 +24,7 @@ use uuid::Uuid;
 use super::bind;
 use super::catalog::Catalog;
 use super::engine::CATALOG;
+use super::feature_group_table::FeatureGroupTable;
 use super::latest;
 use super::parts::{self, Part};
 use super::session::{Planned, Prepared, Session, default_schema, referenced};
@@ -225,7 +226,9 @@ fn read_by(plan: &LogicalPlan) -> Result<(Vec<TableVersion>, bool)> {
         {
             let table = rows.table();
             let written = table.snapshot().map(|snapshot| snapshot.sequence_number());
-            tables.push((written, table.version()));
+            let group = provider.as_any().downcast_ref::<FeatureGroupTable>();
+            let ttl = group.and_then(|group| group.definition.ttl);
+            tables.push((written, TableVersion { ttl, ..table.version() }));
         }
         Ok(TreeNodeRecursion::Continue)
     })?;
@@ -233,8 +236,10 @@ fn read_by(plan: &LogicalPlan) -> Result<(Vec<TableVersion>, bool)> {
     tables.sort_by(|(a, _), (b, _)| b.cmp(a));
     let mut versions: Vec<TableVersion> = Vec::new();
     for (_, version) in tables {
-        if versions.iter().all(|known| known.name != version.name) {
-            versions.push(version);
+        match versions.iter_mut().find(|known| known.name == version.name) {
+            // Its "g$history" knows nothing of a group's TTL.
+            Some(known) => known.ttl = known.ttl.or(version.ttl),
+            None => versions.push(version),
         }
     }
     Ok((versions, serves_now))

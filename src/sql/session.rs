@@ -22,6 +22,7 @@ use futures::{StreamExt, TryStreamExt};
 use uuid::Uuid;
 
 use super::admission::is_light;
+use super::alter;
 use super::bind;
 use super::catalog::SessionCatalog;
 use super::definition::normalized;
@@ -40,7 +41,7 @@ use super::upkeep::Upkeep;
 use crate::error::{Error, Result};
 use crate::exec::SessionOptions;
 use crate::metrics::Kind;
-use crate::model::{FeatureGroup, TableName};
+use crate::model::{Change, FeatureGroup, TableName};
 use crate::registry::Object;
 
 /// Texts that take long to plan are planned where that keeps nobody waiting.
@@ -99,6 +100,7 @@ pub(super) enum Planned {
     Update(LogicalPlan),
     CreateFeatureGroup(Box<CreateFeatureGroup>),
     DropFeatureGroup { name: TableName, if_exists: bool },
+    AlterFeatureGroup { name: TableName, if_exists: bool, changes: Vec<Change> },
     KillQuery(Uuid),
     RefreshOnline(RefreshOnline),
 }
@@ -311,6 +313,7 @@ impl Session {
             Statement::DropFeatureGroup { name, if_exists } => {
                 Ok(Planned::DropFeatureGroup { name: table_name(&name, default_schema(state))?, if_exists })
             }
+            Statement::AlterFeatureGroup(alter) => alter::planned(state, *alter).await,
             Statement::Use(name) => {
                 let schema = table_name(&name, CATALOG)?; // one word is a schema, or the catalog itself
                 if schema.schema != CATALOG {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! CREATE FEATURE GROUP [IF NOT EXISTS] name (column …, ENTITY KEY (…), EVENT TIME (…)) [COMMENT '…'] [WITH (…)]
+//! ALTER FEATURE GROUP [IF EXISTS] name ADD FEATURE … | DROP FEATURE … | ALTER FEATURE … | SET (…), …
 //! DROP FEATURE GROUP [IF EXISTS] name      SHOW FEATURE GROUPS      SHOW SCHEMAS      DESCRIBE name      USE [SCHEMA] name      KILL QUERY 'id'
 //! REFRESH ONLINE name [FULL]
 //! OPTIMIZE name [FULL]                       VACUUM name [RETAIN '7 days' | RETAIN 168 HOURS]
@@ -19,6 +20,7 @@ use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer, TokenizerError};
 use uuid::Uuid;
 
+use super::alter::{self, AlterFeatureGroup};
 use super::asof;
 use super::definition::duration;
 use super::latest;
@@ -42,6 +44,7 @@ pub(super) enum Statement {
     DataFusion(Box<DataFusionStatement>),
     CreateFeatureGroup(Box<CreateFeatureGroup>),
     DropFeatureGroup { name: ObjectName, if_exists: bool },
+    AlterFeatureGroup(Box<AlterFeatureGroup>),
     ShowFeatureGroups,
     ShowSchemas,
     Describe(ObjectName),
@@ -89,6 +92,14 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
             "CREATE OR REPLACE FEATURE GROUP would lose history: DROP FEATURE GROUP first, or use IF NOT EXISTS",
         )),
         ["DROP", "FEATURE", "GROUP", ..] => finished(drop_feature_group(&mut parser), &mut parser),
+        ["ALTER", "FEATURE", "GROUP", ..] => {
+            words_of(&mut parser, 3);
+            let alter = alter::parse(&mut parser).map(|alter| Statement::AlterFeatureGroup(Box::new(alter)));
+            finished(alter, &mut parser)
+        }
+        ["ALTER", "TABLE" | "FEATURE", ..] => Err(Error::unsupported(
+            "ALTER is for feature groups: ALTER FEATURE GROUP name ADD FEATURE, DROP FEATURE, ALTER FEATURE or SET (…)",
+        )),
         ["SHOW", "FEATURE", "GROUPS", ..] => {
             words_of(&mut parser, 3);
             finished(Ok(Statement::ShowFeatureGroups), &mut parser)
@@ -465,7 +476,7 @@ mod tests {
             ("KILL QUERY '7'", "'7' is no query's id"),
             ("REFRESH g", "write REFRESH ONLINE feature_group"),
             ("REFRESH ONLINE", "SQL does not parse"),
-            ("REFRESH ONLINE g HALF", "more after the end of the statement"),
+            ("REFRESH ONLINE g HALF", "'HALF' was not expected"),
             ("OPTIMIZE", "SQL does not parse"),
             ("OPTIMIZE g WHERE k = 1", "there is more after the end"),
             ("VACUUM g RETAIN", "RETAIN takes how long"),

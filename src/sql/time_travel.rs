@@ -144,7 +144,7 @@ pub(super) fn install(mut builder: SessionStateBuilder, clock: Arc<dyn Clock>) -
 pub(super) fn stored_rows(table: &Arc<dyn TableProvider>) -> Option<IcebergTable> {
     let any = table.as_any();
     let rows = match (any.downcast_ref::<PlainTable>(), any.downcast_ref::<FeatureGroupTable>()) {
-        (Some(plain), _) => &plain.rows,
+        (Some(plain), _) => return Some(plain.rows.as_ref().clone()),
         (None, Some(group)) => &group.history,
         (None, None) => table,
     };

@@ -99,6 +99,9 @@ impl Session {
             Planned::DropFeatureGroup { name, if_exists } => {
                 self.drop_feature_group(&name, if_exists).await.map(|()| 0)
             }
+            Planned::AlterFeatureGroup { name, if_exists, changes } => {
+                self.alter_feature_group(&name, if_exists, &changes).await.map(|()| 0)
+            }
             Planned::KillQuery(id) if self.cancel(id) => Ok(0),
             Planned::KillQuery(id) => Err(Error::not_found(format!(
                 "no query '{id}' runs: SELECT * FROM system.queries lists those that do"

@@ -74,6 +74,50 @@ async fn servers_that_share_a_redis_serve_each_others_writes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_definition_that_one_server_changes_is_the_others_too() {
+    let (data, redis) = (tempfile::tempdir().unwrap(), RedisServer::start(&[]));
+    let (one, two) = (server(data.path(), &redis).await, server(data.path(), &redis).await);
+    let (writer, reader) = (one.engine().session(), two.engine().session());
+    let update = async |sql: &str| writer.update(sql, None).await.unwrap();
+    update(GROUP).await;
+    update("INSERT INTO g VALUES (1, TIMESTAMP '2026-01-01', 5), (2, TIMESTAMP '2026-01-01', 6)").await;
+    // The reader keeps this look-up ready, and in its cache what it read.
+    let kept = "SELECT * FROM LATEST(g, 1, 2)";
+    let old = ["1 2026-01-01T00:00:00 5 PRESENT", "2 2026-01-01T00:00:00 6 PRESENT"];
+    assert_eq!(rows(&reader, kept).await.unwrap(), old);
+    update("ALTER FEATURE GROUP g DROP FEATURE v, ADD FEATURE w BIGINT DEFAULT 7").await;
+    assert_eq!(rows(&reader, "SELECT w FROM LATEST(g, 1, 9)").await.unwrap(), ["", "7"]);
+    update("INSERT INTO g VALUES (2, TIMESTAMP '2026-01-02', 8)").await;
+    // For a moment the definition of before may be served; never are bytes of one read as of another.
+    let told = Instant::now() + Duration::from_secs(20);
+    let new = ["1 2026-01-01T00:00:00 PRESENT", "2 2026-01-02T00:00:00 8 PRESENT"];
+    loop {
+        match rows(&reader, kept).await {
+            Ok(served) if served == new => break,
+            Ok(served) => assert_eq!(served, old),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Conflict, "{error}"),
+        }
+        assert!(Instant::now() < told, "the other server never saw the change");
+    }
+    // What had had its life comes back with a longer one.
+    update("ALTER FEATURE GROUP g SET (ttl = '1 hour')").await;
+    update("INSERT INTO g VALUES (3, TIMESTAMP '2026-01-03', 9)").await;
+    assert_eq!(
+        rows(&reader, "SELECT w, _status FROM LATEST(g, 3, max_staleness => '0s')").await.unwrap(),
+        ["7 NOT_FOUND"]
+    );
+    update("ALTER FEATURE GROUP g SET (ttl = '60 days')").await;
+    let longer = "SELECT w AS longer, _status FROM LATEST(g, 3, max_staleness => '0s')";
+    assert_eq!(rows(&reader, longer).await.unwrap(), ["9 PRESENT"]);
+    // Out of service, there is nothing of it in Redis; in service again, all of it.
+    update("ALTER FEATURE GROUP g SET (online = false)").await;
+    assert_eq!(rows(&reader, "SELECT count(*) FROM LATEST(g)").await.unwrap_err().kind(), ErrorKind::Invalid);
+    update("INSERT INTO g VALUES (4, TIMESTAMP '2026-01-03', 10)").await;
+    update("ALTER FEATURE GROUP g SET (online = true)").await;
+    assert_eq!(rows(&reader, "SELECT count(*), sum(w) FROM LATEST(g)").await.unwrap(), ["4 27"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_redis_history_answers_and_latest_says_what_is_missing() {
     let (data, mut redis) = (tempfile::tempdir().unwrap(), RedisServer::start(&[]));
     let server = server(data.path(), &redis).await;

@@ -196,7 +196,7 @@ impl WrittenSchema {
 }
 
 /// Whether a value that was written as one type is a value of the other: the promotions that Iceberg allows.
-fn reads_as(written: &DataType, now: &DataType) -> bool {
+pub(super) fn reads_as(written: &DataType, now: &DataType) -> bool {
     use DataType::{Decimal128, Float32, Float64, Int32, Int64};
     match (written, now) {
         (Int32, Int64) | (Float32, Float64) => true,

@@ -196,6 +196,10 @@ impl OnlineStore for CachedStore {
         self.store.scan(group)
     }
 
+    fn expires(&self) -> bool {
+        self.store.expires()
+    }
+
     fn failures(&self) -> u64 {
         self.store.failures()
     }

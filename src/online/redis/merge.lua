@@ -80,9 +80,10 @@ local function merge(new, old)
   return table.concat(parts)
 end
 
--- The key's new entry, or nil when what is there stays; and whether the newest row is an incoming one.
+-- The key's new entry, or nil when what is there stays; and whether the newest row is an incoming one, by which the
+-- entry's life counts: a group's TTL may have changed since the same row came the first time.
 local function outcome(existing, incoming)
-  if existing == incoming then return nil end
+  if existing == incoming then return nil, true end
   if string.byte(existing, 1) == 2 and string.byte(incoming, 1) == 2 and #existing >= 25 then
     local a, b, c, d = unpack_order('>I6I6I6I6', incoming, 2)
     local e, f, g, h = unpack_order('>I6I6I6I6', existing, 2)
@@ -97,8 +98,9 @@ local function outcome(existing, incoming)
   local old, new = parse(existing), parse(incoming)
   if not old then return incoming, true, true end
   local merged = merge(new, old)
-  if merged == existing then return nil end
-  return merged, compare(new[1], old[1]) >= 0
+  local newest = compare(new[1], old[1]) >= 0
+  if merged == existing then return nil, newest end
+  return merged, newest
 end
 
 -- Values of another type come back as absent, and are overwritten like them.
@@ -116,6 +118,10 @@ for i = 1, #KEYS do
     redis.call('SET', key, entry, 'PX', ARGV[at + 1])
   elseif entry then
     redis.call('SET', key, entry, 'KEEPTTL')
+  elseif newest and expires then
+    redis.call('PEXPIRE', key, ARGV[at + 1])
+  elseif newest then
+    redis.call('PERSIST', key)
   end
 end
 if #for_ever > 0 then redis.call('MSET', unpack(for_ever)) end

@@ -165,6 +165,10 @@ impl OnlineStore for RedisStore {
         self.server.name().to_owned()
     }
 
+    fn expires(&self) -> bool {
+        true
+    }
+
     async fn write(&self, group: &Arc<FeatureGroup>, history: &RecordBatch) -> Result<()> {
         let now_us = self.clock.now_us();
         let incoming = Incoming::new(group, history, now_us, group.online_lifetime())?;

@@ -75,6 +75,25 @@ async fn a_group_without_ttl_lives_for_ever() {
     assert_eq!(lives_ms(&stage, 1), -1);
 }
 
+/// The TTL of a group may change: what is replayed then counts by the new one, were it there already.
+#[tokio::test]
+async fn rows_that_are_there_already_live_as_long_as_the_group_says_now() {
+    let mut stage = with_ttl(Stage::redis(None).await).await;
+    let now = 10 * HOUR;
+    let rows = [row(1, now - HOUR, 1, 0, 1), row(2, now, 1, 1, 2), row(2, now + HOUR, 1, 2, 3)];
+    stage.write(&rows).await;
+    assert_lives(&stage, 1, HOUR_MS);
+    assert_lives(&stage, 2, HOUR_MS * 3);
+    stage.group = Arc::new(FeatureGroup { ttl: Some(Duration::from_secs(4 * 3600)), ..group(1) });
+    stage.write(&rows).await;
+    assert_lives(&stage, 1, HOUR_MS * 7);
+    assert_lives(&stage, 2, HOUR_MS * 9);
+    stage.group = Arc::new(group(1));
+    stage.write(&rows).await;
+    assert_eq!([lives_ms(&stage, 1), lives_ms(&stage, 2)], [-1, -1]);
+    assert_eq!(stage.served(&[1, 2]).await, [Some((now - HOUR, 1)), Some((now, 2))]);
+}
+
 #[tokio::test]
 async fn redis_lets_an_entry_go() {
     let mut stage = Stage::redis(None).await;

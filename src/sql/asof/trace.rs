@@ -122,7 +122,7 @@ pub(super) fn with_stored_rows(plan: &LogicalPlan) -> Result<LogicalPlan> {
             let Some(table) = provider.as_any().downcast_ref::<PlainTable>() else {
                 return Ok(Transformed::no(LogicalPlan::TableScan(scan)));
             };
-            let source = provider_as_source(Arc::clone(&table.rows));
+            let source = provider_as_source(Arc::clone(&table.rows) as _);
             Ok(Transformed::yes(LogicalPlan::TableScan(TableScan { source, ..scan })))
         }
         other => Ok(Transformed::no(other)),

@@ -124,8 +124,8 @@ fn served_group(table: TableFactor, context: &mut dyn RelationPlannerContext) ->
     let group = Arc::clone(&group.definition);
     if !group.online {
         return Err(Error::invalid(format!(
-            "feature group '{}' was created with online = false, so LATEST has nothing to serve: create it with \
-             online = true",
+            "feature group '{}' has online = false, so LATEST has nothing to serve: ALTER FEATURE GROUP … SET \
+             (online = true)",
             group.name
         )));
     }

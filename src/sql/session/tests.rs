@@ -1,3 +1,4 @@
+mod alter;
 mod running;
 mod scans;
 mod upkeep;
@@ -18,12 +19,17 @@ use crate::sql::{EngineParts, IfExists, IfNotExists, IngestTarget, RunLimits};
 const NOW_US: i64 = 1_767_225_600_000_000; // 2026-01-01T00:00:00Z
 
 async fn engine(dir: &Path) -> Arc<Engine> {
+    engine_serving(dir, "online").await
+}
+
+/// A server with an online store of its own over the same catalog and warehouse.
+async fn engine_serving(dir: &Path, online: &str) -> Arc<Engine> {
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::new(NOW_US));
     let offline = OfflineStore::open(&dir.join("catalog.db"), &dir.join("warehouse"), Arc::clone(&clock))
         .await
         .unwrap();
     let options = OnlineOptions {
-        backend: Backend::Embedded { path: dir.join("online.redb") },
+        backend: Backend::Embedded { path: dir.join(format!("{online}.redb")) },
         timeout: std::time::Duration::from_secs(5),
         cache: None,
     };

@@ -48,7 +48,8 @@ async fn a_ticket_gives_the_same_rows_whenever_and_wherever_it_is_fetched() {
         "CREATE TABLE labels (id BIGINT, at TIMESTAMP)",
         "INSERT INTO t VALUES (1), (2)",
         "INSERT INTO g VALUES (1, TIMESTAMP '2026-01-01', 10), (2, TIMESTAMP '2026-01-02', 20)",
-        "INSERT INTO labels VALUES (1, TIMESTAMP '2026-01-05'), (2, TIMESTAMP '2026-01-05')",
+        "INSERT INTO labels VALUES (1, TIMESTAMP '2026-01-05'), (2, TIMESTAMP '2026-01-05'), (3, TIMESTAMP '2026-01-05')",
+        "ALTER FEATURE GROUP public.g SET (ttl = '60 days')",
         "USE shop",
         "SET time_zone = '+05:00'",
     ] {
@@ -78,6 +79,9 @@ async fn a_ticket_gives_the_same_rows_whenever_and_wherever_it_is_fetched() {
         "INSERT INTO u VALUES (3)",
         "INSERT INTO public.g VALUES (1, TIMESTAMP '2026-01-04', 99)",
         "INSERT INTO public.labels VALUES (7, TIMESTAMP '2026-01-05')",
+        "ALTER FEATURE GROUP public.g DROP FEATURE n, SET (ttl = '1 day')",
+        "ALTER FEATURE GROUP public.g ADD FEATURE n VARCHAR DEFAULT 'none'",
+        "INSERT INTO public.g VALUES (2, TIMESTAMP '2026-01-03', 'new')",
     ] {
         update(&mut client, sql).await;
     }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use datafusion::arrow::array::{
     ArrayRef, Decimal128Array, Float32Array, Float64Array, Int32Array, StringArray, StructArray,
 };
-use datafusion::arrow::datatypes::{DataType, Field};
+use datafusion::arrow::datatypes::{DataType, Field, Schema as ArrowSchema};
 use datafusion::arrow::util::pretty::pretty_format_batches;
 use iceberg::spec::{Literal, NestedField, NestedFieldRef, PrimitiveType, Schema, StructType, Type};
 
@@ -114,6 +114,63 @@ async fn columns_are_found_by_id_through_renames_drops_additions_and_promotions(
     for (sql, expected) in cases {
         assert_eq!(query(&store, &table, sql).await, expected, "{sql}");
     }
+}
+
+/// What `table` becomes with these columns.
+fn altered(table: &OfflineTable, columns: &[(&str, DataType)]) -> TableSpec {
+    let fields: Vec<Field> = columns.iter().map(|(name, t)| Field::new(*name, t.clone(), true)).collect();
+    TableSpec::plain(table.name.clone(), storage_schema(&ArrowSchema::new(fields)).unwrap())
+}
+
+#[tokio::test]
+async fn a_name_that_comes_back_is_another_column_and_a_stale_write_lands_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let old = |id: i32, v: i64| {
+        batch(vec![("id", Arc::new(Int32Array::from(vec![id]))), ("v", Arc::new(Int64Array::from(vec![v])))])
+    };
+    let stale = created(&store, old(1, 10)).await;
+    let list = DataType::List(Arc::new(Field::new("element", DataType::Utf8, true)));
+    let wide = [("id", DataType::Int64), ("tags", list), ("more", DataType::Utf8)];
+    let without = store.alter(&stale, |now| Ok(altered(now, &wide))).await.unwrap();
+    let ids: Vec<i32> = without.iceberg_schema().as_struct().fields().iter().map(|f| f.id).collect();
+    assert_eq!(ids, [1, 3, 4]);
+    assert_eq!(without.metadata.last_column_id(), 5, "the list's element has an id of its own");
+    let again = [&wide[..], &[("v", DataType::Int64)]].concat();
+    let again = store.alter(&stale, |now| Ok(altered(now, &again))).await.unwrap();
+    assert_eq!(again.iceberg_schema().field_by_name("v").unwrap().id, 6);
+    let back = store.alter(&stale, |now| Ok(altered(now, &wide))).await.unwrap();
+    assert_eq!(
+        back.schemas().iter().map(|(id, _)| *id).collect::<Vec<_>>(),
+        [0, 2, 1],
+        "the current one last"
+    );
+    let again = store.alter(&stale, |now| Ok(altered(now, &[&wide[..], &[("v", DataType::Int64)]].concat())));
+    let again = again.await.unwrap();
+    assert_eq!(again.iceberg_schema().field_by_name("v").unwrap().id, 7, "as often as it comes");
+    let same = store.alter(&stale, |now| Ok(altered(now, &again_columns(now)))).await.unwrap();
+    assert_eq!(same.location, again.location, "what changes nothing is not committed");
+
+    // It began before the change, and has a column that is no more.
+    let (table, _) = store.append(&stale, stream(old(2, 20)), HashMap::new(), &unbounded()).await.unwrap();
+    assert_eq!(table.metadata.current_schema_id(), again.metadata.current_schema_id());
+    let cases: [(&str, &[&str]); 4] = [
+        ("SELECT id, v, more, tags IS NULL FROM t ORDER BY id", &["1   true", "2   true"]),
+        ("SELECT id FROM t WHERE v = 20", &[]),
+        ("SELECT id FROM t WHERE v IS NULL AND id > 1", &["2"]),
+        ("SELECT sum(id), count(v) FROM t", &["3 0"]),
+    ];
+    for (sql, expected) in cases {
+        assert_eq!(query(&store, &table, sql).await, expected, "{sql}");
+    }
+    let (dropped, _) = (table.clone(), store.drop_table(&table).await.unwrap());
+    let gone = store.alter(&dropped, |now| Ok(altered(now, &wide))).await.unwrap_err();
+    assert_eq!(gone.kind(), ErrorKind::Conflict);
+}
+
+/// The columns that `table` has.
+fn again_columns(table: &OfflineTable) -> Vec<(&str, DataType)> {
+    table.schema().fields().iter().map(|f| (f.name().as_str(), f.data_type().clone())).collect()
 }
 
 #[tokio::test]
