@@ -108,14 +108,7 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
             words_of(&mut parser, 2);
             finished(Ok(Statement::ShowSchemas), &mut parser)
         }
-        ["KILL", "QUERY", ..] => {
-            words_of(&mut parser, 2);
-            let hint = "write KILL QUERY '…' with a query_id of system.queries";
-            let id = parser.parse_literal_string();
-            let id = id.map_err(|_| Error::invalid(format!("the id of a query is a text: {hint}")))?;
-            let id = id.parse().map_err(|_| Error::invalid(format!("'{id}' is no query's id: {hint}")))?;
-            finished(Ok(Statement::KillQuery(id)), &mut parser)
-        }
+        ["KILL", "QUERY", ..] => kill_query(&mut parser),
         ["BEGIN" | "START" | "COMMIT" | "ROLLBACK", ..] => {
             Err(Error::unsupported("transactions are not supported: every statement commits by itself"))
         }
@@ -129,10 +122,7 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
             "SQL does not parse: write REFRESH ONLINE feature_group, or REFRESH ONLINE feature_group FULL",
         )),
         ["OPTIMIZE", ..] => finished(optimize(&mut parser), &mut parser),
-        ["VACUUM", ..] => {
-            let vacuum = vacuum(&mut parser)?;
-            finished(Ok(vacuum), &mut parser)
-        }
+        ["VACUUM", ..] => vacuum(&mut parser).and_then(|vacuum| finished(Ok(vacuum), &mut parser)),
         ["DESCRIBE" | "DESC", ..] => {
             words_of(&mut parser, 1);
             let _ = parser.parse_keyword(Keyword::TABLE);
@@ -147,6 +137,15 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
         }
         _ => datafusion_statement(parser),
     }
+}
+
+fn kill_query(parser: &mut Parser<'_>) -> Result<Statement> {
+    words_of(parser, 2);
+    let hint = "write KILL QUERY '…' with a query_id of system.queries";
+    let id = parser.parse_literal_string();
+    let id = id.map_err(|_| Error::invalid(format!("the id of a query is a text: {hint}")))?;
+    let id = id.parse().map_err(|_| Error::invalid(format!("'{id}' is no query's id: {hint}")))?;
+    finished(Ok(Statement::KillQuery(id)), parser)
 }
 
 fn datafusion_statement(parser: Parser<'static>) -> Result<Statement> {

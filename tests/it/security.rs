@@ -26,12 +26,13 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tonic::metadata::MetadataMap;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Status};
 
 use crate::support::START_US;
+use crate::support::http::PAUSE;
 
 type Client = FlightSqlServiceClient<Channel>;
 
@@ -545,20 +546,26 @@ async fn a_connection_that_asks_for_nothing_is_closed() {
         // One that is refused has its time, too, and then its place is free.
         let mut eve = connect().await;
         assert_eq!(whoami(&mut eve).await, Code::Unauthenticated);
+        let (mut tries, mut refused) = (0, None);
         let place = timeout(PATIENCE, async {
             loop {
-                let mut next = match with_tls {
-                    true => house.tls_client(authority.client()).await.ok(),
-                    false => house.plain().connect().await.ok().map(FlightSqlServiceClient::new),
+                tries += 1;
+                let next = match with_tls {
+                    true => house.tls_client(authority.client()).await,
+                    false => house.plain().connect().await.map(FlightSqlServiceClient::new),
                 };
-                if let Some(next) = &mut next
-                    && next.handshake("bob", "builder").await.is_ok()
-                {
-                    break;
+                match next {
+                    Ok(mut next) => match next.handshake("bob", "builder").await {
+                        Ok(_) => break,
+                        Err(error) => refused = Some(error.to_string()),
+                    },
+                    Err(error) => refused = Some(format!("{error:?}")),
                 }
+                sleep(PAUSE).await;
             }
         });
-        place.await.expect("a place for another");
+        let place = place.await;
+        assert!(place.is_ok(), "no place for another after {tries} tries, the last: {refused:?}");
         assert_eq!(number(&mut ada, "SELECT count(*) FROM mine").await.unwrap(), 1, "who was let in stays");
         house.server.shutdown().await.unwrap();
     }

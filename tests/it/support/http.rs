@@ -9,11 +9,14 @@ use tokio::net::TcpStream;
 /// How long a condition may take to come true.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Between two tries: each is a connection, of which a machine has so many at a time.
+pub(crate) const PAUSE: Duration = Duration::from_millis(5);
+
 /// Waits until it is so.
 pub(crate) async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
     let waiting = async {
         while !is().await {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(PAUSE).await;
         }
     };
     assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "waited in vain for {what}");
