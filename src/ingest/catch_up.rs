@@ -92,10 +92,15 @@ impl Ingest {
         let rows = IcebergTable::current(Arc::clone(&self.offline), table.clone());
         let applied = self.apply(group, &rows, seen).await?;
         // What was noted before may be newer than this view; what was not noted is all there now.
-        if let Some(current) = table.metadata().current_snapshot_id()
-            && self.online.applied_snapshot(group.id).await?.is_none_or(|applied| applied == NOTHING_APPLIED)
-        {
-            self.online.set_applied_snapshot(group.id, current).await?;
+        if let Some(current) = table.metadata().current_snapshot_id() {
+            let applied = self.online.applied_snapshot(group.id).await?;
+            let is_earlier = |applied: i64| {
+                applied == NOTHING_APPLIED
+                    || table.ancestors().any(|snapshot| snapshot.snapshot_id() == applied)
+            };
+            if applied.is_none_or(is_earlier) {
+                self.online.set_applied_snapshot(group.id, current).await?;
+            }
         }
         Ok(applied)
     }
@@ -121,7 +126,19 @@ impl Ingest {
 
     /// Has the group replayed from the beginning by whoever catches up next.
     pub(crate) async fn forget_applied(&self, group: Uuid) -> Result<()> {
+        let lock = self.locks.of(group);
+        let _one_at_a_time = lock.lock().await;
         self.online.set_applied_snapshot(group, NOTHING_APPLIED).await
+    }
+
+    /// Removes the entries of a group that is not served any more, if that is still so.
+    pub(crate) async fn drop_unserved(&self, group: &FeatureGroup) -> Result<()> {
+        let lock = self.locks.of(group.id);
+        let _one_at_a_time = lock.lock().await;
+        match self.registry.object(&group.name).await? {
+            Some(Object::FeatureGroup(now, _)) if now.id == group.id && now.online => Ok(()),
+            _ => self.online.drop_group(group.id).await,
+        }
     }
 
     /// Applies to the online store all that `table` has, whatever has been applied. Returns the rows applied.

@@ -8,7 +8,7 @@ use super::Ingest;
 use super::catch_up::NOTHING_APPLIED;
 use crate::error::Result;
 use crate::model::FeatureGroup;
-use crate::offline::{OfflineTable, added_rows, is_rewrite};
+use crate::offline::{OfflineTable, SnapshotRef, added_rows, is_rewrite, total_rows};
 
 /// Groups whose online store is asked at a time.
 const ASKED_AT_ONCE_MAX: usize = 16;
@@ -37,16 +37,25 @@ pub(crate) struct Lag {
 }
 
 impl Lag {
-    /// Where the applied snapshot is none of the table's, all of it will be applied again.
     fn of(table: &OfflineTable, applied_snapshot_id: Option<i64>, now_us: i64) -> Self {
-        let is_missing = |id: i64| Some(id) != applied_snapshot_id;
-        let missing = table.ancestors().take_while(|snapshot| is_missing(snapshot.snapshot_id()));
-        let missing = missing.filter(|snapshot| !is_rewrite(snapshot));
+        let is_applied = |snapshot: &&SnapshotRef| Some(snapshot.snapshot_id()) == applied_snapshot_id;
+        let age_us =
+            |snapshot: &SnapshotRef| now_us.saturating_sub(snapshot.timestamp_ms().saturating_mul(1000));
         let nothing = Self { applied_snapshot_id, ..Self::default() };
-        missing.fold(nothing, |lag, snapshot| Self {
+        if !table.ancestors().any(|snapshot| is_applied(&snapshot)) {
+            // All of it will be applied, also what was added by snapshots that are no longer kept.
+            return table.ancestors().fold(nothing, |lag, snapshot| Self {
+                snapshots: lag.snapshots + 1,
+                rows: lag.rows.max(total_rows(snapshot).unwrap_or(0)),
+                age_us: lag.age_us.max(age_us(snapshot)),
+                ..lag
+            });
+        }
+        let missing = table.ancestors().take_while(|snapshot| !is_applied(snapshot));
+        missing.filter(|snapshot| !is_rewrite(snapshot)).fold(nothing, |lag, snapshot| Self {
             snapshots: lag.snapshots + 1,
             rows: lag.rows + added_rows(snapshot).unwrap_or(0),
-            age_us: lag.age_us.max(now_us.saturating_sub(snapshot.timestamp_ms().saturating_mul(1000))),
+            age_us: lag.age_us.max(age_us(snapshot)),
             ..lag
         })
     }

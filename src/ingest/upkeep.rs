@@ -54,7 +54,7 @@ impl Ingest {
     ) -> Result<Optimized> {
         let lock = self.rewrites.of(self.existing(name).await?.1.metadata().uuid());
         let _one_at_a_time = lock.lock().await;
-        let (group, table) = self.existing(name).await?;
+        let (_, table) = self.existing(name).await?;
         let layout = self.offline.layout(&table, extent).await?;
         if layout.is_good() {
             return Ok(layout.unchanged());
@@ -65,11 +65,7 @@ impl Ingest {
         let rows = execute_stream(in_order(scan, table.rewrite_order())?, state.task_ctx())?;
         let (table, optimized) = self.offline.rewrite(&table, &layout, rows, self.memory()).await?;
         tracing::info!(table = %name, ?optimized, "data files merged");
-        if let Some(group) = group
-            && let Err(error) = self.catch_up(&group, &table, &|_| ()).await
-        {
-            tracing::warn!(group = %name, %error, "online store is behind until it answers");
-        }
+        self.serve(table).await;
         Ok(optimized)
     }
 

@@ -26,11 +26,12 @@ pub(crate) use commit::IDEMPOTENCY_KEY;
 #[cfg(test)]
 pub(crate) use faults::Fault;
 pub(crate) use history::{History, HistoryFile};
+pub(crate) use iceberg::spec::SnapshotRef;
 pub(crate) use optimize::{Extent, Optimized};
 pub use rows::packed_values_at;
 pub(crate) use rows::{Buffers, Fetched, RowFile, ranges_of};
 pub(crate) use scan::{IcebergTable, is_file_scan};
 pub(crate) use schema::{storage_schema, storage_type};
 pub(crate) use store::{OfflineStore, TableSpec};
-pub(crate) use table::{OfflineTable, added_rows, is_rewrite};
+pub(crate) use table::{OfflineTable, added_rows, is_rewrite, total_rows};
 pub(crate) use vacuum::Vacuumed;

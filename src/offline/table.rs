@@ -241,6 +241,11 @@ pub(crate) fn is_rewrite(snapshot: &SnapshotRef) -> bool {
     snapshot.summary().operation == Operation::Replace
 }
 
+/// The rows that there are as of a snapshot, where its writer says.
+pub(crate) fn total_rows(snapshot: &SnapshotRef) -> Option<u64> {
+    snapshot.summary().additional_properties.get("total-records")?.parse().ok()
+}
+
 /// The rows that a snapshot added, where its writer says.
 pub(crate) fn added_rows(snapshot: &SnapshotRef) -> Option<u64> {
     snapshot.summary().additional_properties.get("added-records")?.parse().ok()

@@ -154,7 +154,7 @@ impl Session {
             None if if_exists => return Ok(()),
             None => return Err(Error::not_found(format!("feature group '{name}' does not exist"))),
         };
-        let (ingest, online) = (&self.engine.ingest, &self.engine.online);
+        let ingest = &self.engine.ingest;
         if ingest.must_replay(&group, &group.changed(changes)?) {
             // Before the commit, so that a server that starts again after a crash knows that something is missing.
             ingest.forget_applied(group.id).await?;
@@ -162,13 +162,17 @@ impl Session {
         let altered = self.engine.registry.alter(&table, changes).await?;
         if ingest.must_replay(&altered.before, &altered.after) {
             let replay = Arc::clone(ingest);
-            let replay = async move { replay.replay(&altered.after, &altered.table).await };
+            let replay = async move {
+                // Who caught up meanwhile did so by the definition of before.
+                replay.forget_applied(altered.after.id).await?;
+                replay.replay(&altered.after, &altered.table).await
+            };
             if let Err(error) = self.engine.compute.run(replay).await {
                 tracing::warn!(group = %name, %error, "online store is behind until it answers");
             }
         } else if altered.before.online
             && !altered.after.online
-            && let Err(error) = online.drop_group(group.id).await
+            && let Err(error) = ingest.drop_unserved(&altered.after).await
         {
             // Nobody reads them, and should the group be served again, all of it is replayed.
             tracing::warn!(group = %name, %error, "online entries of a group that is not served were not removed");

@@ -477,11 +477,11 @@ mod tests {
             ("REFRESH ONLINE", "SQL does not parse"),
             ("REFRESH ONLINE g HALF", "'HALF' was not expected"),
             ("OPTIMIZE", "SQL does not parse"),
-            ("OPTIMIZE g WHERE k = 1", "there is more after the end"),
+            ("OPTIMIZE g WHERE k = 1", "'WHERE' was not expected"),
             ("VACUUM g RETAIN", "RETAIN takes how long"),
             ("VACUUM g RETAIN 'a while'", "'a while' is not a duration"),
             ("VACUUM g RETAIN 7", "is not a duration"),
-            ("VACUUM g RETAIN 168 HOURS DRY RUN", "there is more after the end"),
+            ("VACUUM g RETAIN 168 HOURS DRY RUN", "'DRY' was not expected"),
         ];
         for (sql, expected) in cases {
             let error = parse(sql).unwrap_err();
