@@ -141,17 +141,6 @@ impl Ingest {
         }
     }
 
-    /// Applies to the online store all that `table` has, whatever has been applied. Returns the rows applied.
-    pub(crate) async fn replay(&self, group: &Arc<FeatureGroup>, table: &OfflineTable) -> Result<u64> {
-        let Some(current) = table.metadata().current_snapshot_id() else { return Ok(0) };
-        let lock = self.locks.of(group.id);
-        let _one_at_a_time = lock.lock().await;
-        let rows = IcebergTable::current(Arc::clone(&self.offline), table.clone());
-        let applied = self.apply(group, &rows, &|_| ()).await?;
-        self.online.set_applied_snapshot(group.id, current).await?;
-        Ok(applied)
-    }
-
     /// Whether `applied` is a snapshot of the group that is newer than the caller's view.
     async fn is_behind(&self, group: &FeatureGroup, applied: i64) -> Result<bool> {
         let newest = self.offline.load(&group.name).await?;

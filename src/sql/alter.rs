@@ -165,7 +165,7 @@ impl Session {
             let replay = async move {
                 // Who caught up meanwhile did so by the definition of before.
                 replay.forget_applied(altered.after.id).await?;
-                replay.replay(&altered.after, &altered.table).await
+                replay.rebuild(&altered.after, &altered.table, &|_| ()).await
             };
             if let Err(error) = self.engine.compute.run(replay).await {
                 tracing::warn!(group = %name, %error, "online store is behind until it answers");

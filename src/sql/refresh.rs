@@ -32,7 +32,7 @@ impl Session {
                 false => self.engine.ingest.catch_up(&group, &table, applied).await,
             },
             Some(Object::FeatureGroup(..)) => Err(Error::invalid(format!(
-                "feature group '{name}' is not served online: it was created WITH (online = false)"
+                "feature group '{name}' is not served online: ALTER FEATURE GROUP {name} SET (online = true) changes that"
             ))),
             Some(Object::Table(_)) => Err(Error::invalid(format!(
                 "'{name}' is a plain table: only feature groups are served online"
