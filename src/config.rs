@@ -175,6 +175,9 @@ serve_args! {
     drain_timeout "FLETCHING_DRAIN_TIMEOUT" "DURATION";
     /// How often tables with many small files are optimized without being asked to, or off [default: off]
     optimize_interval "FLETCHING_OPTIMIZE_INTERVAL" "DURATION";
+    /// How long small writes stay in the log until they are put into a snapshot, where other engines see them
+    /// [default: 1m]
+    fold_interval "FLETCHING_FOLD_INTERVAL" "DURATION";
     /// Into how many endpoints a large result is split, for clients that fetch them in parallel [default: 1]
     endpoints "FLETCHING_ENDPOINTS" "COUNT";
     /// Where clients may fetch results: grpc://host:port,… of servers on the same stores [default: where they asked]
@@ -250,6 +253,8 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// How often tables with many small files are optimized without being asked to; `None` is never.
     pub optimize_interval: Option<Duration>,
+    /// How long small writes stay in the log until they are put into a snapshot.
+    pub fold_interval: Duration,
     /// Into how many endpoints a session splits large results, until it says otherwise.
     pub endpoints: usize,
     /// The URIs at which results may be fetched; none is the server that was asked.
@@ -342,6 +347,7 @@ impl Settings {
             otlp_endpoint: get("otlp_endpoint", args.otlp_endpoint, "", endpoints::collector)?,
             drain_timeout: get("drain_timeout", args.drain_timeout, "30s", duration)?,
             optimize_interval: get("optimize_interval", args.optimize_interval, "off", duration_or_off)?,
+            fold_interval: get("fold_interval", args.fold_interval, "1m", duration)?,
             endpoints: get("endpoints", args.endpoints, "1", endpoints)?,
             advertise: get("advertise", args.advertise, "", locations)?,
             limits: Limits {

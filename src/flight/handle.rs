@@ -197,6 +197,12 @@ mod tests {
                 schema_id: 1,
                 snapshot_id,
                 ttl: snapshot_id.map(|_| std::time::Duration::from_micros(5)),
+                logged: vec![crate::model::LoggedFile {
+                    path: "file:///w/a.parquet".into(),
+                    bytes: 70,
+                    rows: 3,
+                    sort_order_id: snapshot_id.map(|_| 1),
+                }],
             };
             let moment = Moment {
                 now_us: Some(-1),

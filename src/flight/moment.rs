@@ -6,7 +6,7 @@ use bytes::Bytes;
 use prost::Message;
 use uuid::Uuid;
 
-use crate::model::{TableName, TableVersion};
+use crate::model::{LoggedFile, TableName, TableVersion};
 use crate::sql::{Moment, Part};
 
 #[derive(Clone, PartialEq, Message)]
@@ -65,6 +65,34 @@ struct TableMessage {
     snapshot_id: Option<i64>,
     #[prost(uint64, optional, tag = "6")]
     ttl_us: Option<u64>,
+    #[prost(message, repeated, tag = "7")]
+    logged: Vec<LoggedFileMessage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct LoggedFileMessage {
+    #[prost(string, tag = "1")]
+    path: String,
+    #[prost(uint64, tag = "2")]
+    bytes: u64,
+    #[prost(uint64, tag = "3")]
+    rows: u64,
+    #[prost(int32, optional, tag = "4")]
+    sort_order_id: Option<i32>,
+}
+
+impl From<&LoggedFile> for LoggedFileMessage {
+    fn from(file: &LoggedFile) -> Self {
+        let LoggedFile { path, bytes, rows, sort_order_id } = file.clone();
+        Self { path, bytes, rows, sort_order_id }
+    }
+}
+
+impl From<LoggedFileMessage> for LoggedFile {
+    fn from(message: LoggedFileMessage) -> Self {
+        let LoggedFileMessage { path, bytes, rows, sort_order_id } = message;
+        Self { path, bytes, rows, sort_order_id }
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -88,6 +116,7 @@ impl From<&Moment> for MomentMessage {
             schema_id: version.schema_id,
             snapshot_id: version.snapshot_id,
             ttl_us: version.ttl.map(|ttl| u64::try_from(ttl.as_micros()).unwrap_or(u64::MAX)),
+            logged: version.logged.iter().map(LoggedFileMessage::from).collect(),
         };
         let object = |(name, id): &(String, Uuid)| TemporaryObjectMessage {
             name: name.clone(),
@@ -121,6 +150,7 @@ impl MomentMessage {
                 schema_id: table.schema_id,
                 snapshot_id: table.snapshot_id,
                 ttl: table.ttl_us.map(Duration::from_micros),
+                logged: table.logged.into_iter().map(LoggedFile::from).collect(),
             })
         };
         let part = |part: PartMessage| Part {

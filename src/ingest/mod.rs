@@ -4,6 +4,7 @@ mod catch_up;
 mod conform;
 mod freshness;
 mod stamp;
+mod trickle;
 mod upkeep;
 
 use std::collections::HashMap;
@@ -19,14 +20,16 @@ use futures::StreamExt;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{FeatureGroup, IdempotencyKey, TableName};
-use crate::offline::{IDEMPOTENCY_KEY, OfflineStore, OfflineTable, TableSpec, storage_schema};
+use crate::offline::{IDEMPOTENCY_KEY, INGESTED_AT, OfflineStore, OfflineTable, TableSpec, storage_schema};
 use crate::online::OnlineStore;
 use crate::registry::{Object, Registry};
 
 use catch_up::Locks;
 pub(crate) use conform::{Conform, lossless};
 pub(crate) use freshness::{Freshness, Lag};
-use stamp::{INGESTED_AT_PROPERTY, Stamps};
+use stamp::Stamps;
+pub(crate) use trickle::Appended;
+use trickle::Trickle;
 
 /// The one way rows get in: from SQL and from bulk ingest.
 #[derive(Debug)]
@@ -40,6 +43,9 @@ pub(crate) struct Ingest {
     locks: Locks,
     /// Of tables that are being optimized.
     rewrites: Locks,
+    /// Of tables whose logged rows are being folded.
+    folds: Locks,
+    trickle: Trickle,
 }
 
 impl Ingest {
@@ -49,10 +55,11 @@ impl Ingest {
         online: Arc<dyn OnlineStore>,
         runtime: Arc<RuntimeEnv>,
         clock: Arc<dyn Clock>,
-    ) -> Self {
+    ) -> Arc<Self> {
         let stamps = Stamps::new(Arc::clone(&clock));
-        let (locks, rewrites) = (Locks::default(), Locks::default());
-        Self { registry, offline, online, runtime, clock, stamps, locks, rewrites }
+        let (locks, rewrites, folds) = (Locks::default(), Locks::default(), Locks::default());
+        let trickle = Trickle::default();
+        Arc::new(Self { registry, offline, online, runtime, clock, stamps, locks, rewrites, folds, trickle })
     }
 
     /// Appends rows, matched to the table's columns by name. Returns how many, once they are durable
@@ -63,7 +70,7 @@ impl Ingest {
     /// `NotFound`; `Invalid` where a column is missing, unknown, of the wrong type, or NULL where it must
     /// not be. Nothing is written then.
     pub(crate) async fn append(
-        &self,
+        self: &Arc<Self>,
         name: &TableName,
         rows: SendableRecordBatchStream,
         key: Option<&IdempotencyKey>,
@@ -80,7 +87,7 @@ impl Ingest {
     /// # Errors
     /// `Conflict` where the table was dropped or replaced since.
     pub(crate) async fn append_planned(
-        &self,
+        self: &Arc<Self>,
         planned: &Object,
         rows: SendableRecordBatchStream,
         key: Option<&IdempotencyKey>,
@@ -92,7 +99,7 @@ impl Ingest {
 
     /// `newest` is the table as it is by now, where `object` is an earlier state of it.
     async fn append_to(
-        &self,
+        self: &Arc<Self>,
         object: &Object,
         rows: SendableRecordBatchStream,
         newest: Option<&OfflineTable>,
@@ -104,10 +111,13 @@ impl Ingest {
                 let rows = conformed(rows, conform, Arc::clone(table.schema()));
                 Ok(self.offline.append(table, rows, properties(key), self.memory()).await?.1)
             }
-            Object::FeatureGroup(group, table) => {
-                let newest = newest.unwrap_or(table).snapshot_property(INGESTED_AT_PROPERTY);
-                self.append_to_group(group, table, rows, newest, key).await
-            }
+            Object::FeatureGroup(group, table) => match self.append_logged(group, table, rows, key).await? {
+                Ok(count) => Ok(count),
+                Err(rows) => {
+                    let newest = newest.unwrap_or(table).snapshot_property(INGESTED_AT);
+                    self.append_to_group(group, table, rows, newest, key).await
+                }
+            },
         }
     }
 
@@ -124,7 +134,7 @@ impl Ingest {
         let ingested_at_us = self.stamps.next(group.id, ingested);
         let rows = stamp::stamped(rows, group.history_schema(), ingested_at_us);
         let mut properties = properties(key);
-        properties.insert(INGESTED_AT_PROPERTY.to_owned(), ingested_at_us.to_string());
+        properties.insert(INGESTED_AT.to_owned(), ingested_at_us.to_string());
         let (table, count) = self.offline.append(table, rows, properties, self.memory()).await?;
         if count > 0 {
             self.serve(table).await;
@@ -149,9 +159,9 @@ impl Ingest {
         let Some(key) = key else { return Ok(None) };
         match self.registry.object(name).await? {
             None => Ok(None),
-            Some(Object::Table(table)) => Ok(table.rows_written_with(key.as_str())),
+            Some(Object::Table(table)) => Ok(self.offline.rows_written_with(&table, key.as_str())),
             Some(Object::FeatureGroup(_, table)) => {
-                let rows = table.rows_written_with(key.as_str());
+                let rows = self.offline.rows_written_with(&table, key.as_str());
                 if rows.is_some() {
                     self.serve(table).await;
                 }

@@ -14,9 +14,6 @@ use uuid::Uuid;
 use crate::clock::Clock;
 use crate::error::Result;
 
-/// Snapshot property: the `_ingested_at` of its rows, in µs since 1970.
-pub(super) const INGESTED_AT_PROPERTY: &str = "fletching.ingested-at-us";
-
 /// Hands out `_ingested_at`, strictly increasing within a group even where the clock is not.
 #[derive(Debug)]
 pub(super) struct Stamps {
@@ -52,7 +49,7 @@ pub(super) fn stamped(
     Box::pin(RecordBatchStreamAdapter::new(schema, batches))
 }
 
-fn stamp(
+pub(super) fn stamp(
     batch: &RecordBatch,
     history: &SchemaRef,
     ingested_at_us: i64,

@@ -75,7 +75,7 @@ impl OnlineStore for Faulty {
 }
 
 struct Fixture {
-    ingest: Ingest,
+    ingest: Arc<Ingest>,
     online: Arc<Faulty>,
     clock: Arc<ManualClock>,
     name: TableName,
@@ -108,7 +108,7 @@ fn definition() -> FeatureGroup {
     }
 }
 
-async fn ingest(dir: &Path, online: Arc<dyn OnlineStore>, clock: Arc<ManualClock>) -> Ingest {
+async fn ingest(dir: &Path, online: Arc<dyn OnlineStore>, clock: Arc<ManualClock>) -> Arc<Ingest> {
     let offline = OfflineStore::open(&dir.join("catalog.db"), &dir.join("warehouse"), clock.clone()).await;
     let offline = Arc::new(offline.unwrap());
     let registry = Arc::new(Registry::new(Arc::clone(&offline)));
@@ -413,3 +413,5 @@ async fn what_was_written_before_files_were_merged_is_served_after() {
     assert_eq!(fixture.append(vec![5]).await.unwrap(), 1);
     assert_eq!(fixture.served(vec![5]).await, [true]);
 }
+
+mod trickle;

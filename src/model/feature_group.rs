@@ -60,6 +60,21 @@ pub struct TableVersion {
     pub snapshot_id: Option<i64>,
     /// The TTL of a feature group, by which a join leaves rows out.
     pub ttl: Option<Duration>,
+    /// The files of rows that were logged and in no snapshot.
+    pub logged: Vec<LoggedFile>,
+}
+
+/// A data file that no snapshot may name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoggedFile {
+    /// Its location.
+    pub path: String,
+    /// Its size.
+    pub bytes: u64,
+    /// How many rows it has.
+    pub rows: u64,
+    /// The Iceberg sort order that its rows are in.
+    pub sort_order_id: Option<i32>,
 }
 
 /// One declared column: an entity key, the event time, or a feature.

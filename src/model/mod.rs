@@ -8,7 +8,8 @@ mod packed;
 
 pub use change::Change;
 pub use feature_group::{
-    Column, FeatureGroup, FeatureSchema, INGESTED_AT, SEQUENCE, TableName, TableVersion, system_fields,
+    Column, FeatureGroup, FeatureSchema, INGESTED_AT, LoggedFile, SEQUENCE, TableName, TableVersion,
+    system_fields,
 };
 pub use idempotency_key::IdempotencyKey;
 pub(crate) use key::{EntityKey, decode_keys, encode_keys};

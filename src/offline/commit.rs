@@ -28,6 +28,10 @@ const CATALOG_PAUSE: Duration = Duration::from_millis(10);
 /// Snapshot property: the idempotency key of the write that made it. A write with a key that one of a table's snapshots
 /// has adds nothing; see [`OfflineTable::rows_written_with`] for how far back that is looked for.
 pub(crate) const IDEMPOTENCY_KEY: &str = "fletching.idempotency-key";
+/// The same of a snapshot of many writes: a JSON object of keys and how many rows each write added.
+pub(crate) const IDEMPOTENCY_KEYS: &str = "fletching.idempotency-keys";
+/// Snapshot property: the latest `_ingested_at` of its rows, in µs since 1970.
+pub(crate) const INGESTED_AT: &str = "fletching.ingested-at-us";
 
 impl OfflineStore {
     /// Creates a table, with rows if `rows` is given: both or neither become visible. Returns the rows written, for
@@ -122,11 +126,11 @@ impl OfflineStore {
     ) -> Result<(OfflineTable, Option<u64>)> {
         let key = match change {
             Change::Append(properties) => properties.get(IDEMPOTENCY_KEY),
-            Change::Replace(_) => None,
+            Change::Replace(_) | Change::Fold { .. } => None,
         };
         for _ in 0..COMMIT_ATTEMPTS_MAX {
             let current = self.current(table).await?;
-            if let Some(rows) = key.and_then(|key| current.rows_written_with(key)) {
+            if let Some(rows) = key.and_then(|key| self.rows_written_with(&current, key)) {
                 return Ok((current, Some(rows)));
             }
             let now_ms = self.clock.now_us().div_euclid(1000);
@@ -140,6 +144,12 @@ impl OfflineStore {
             }
         }
         Err(contended(&table.name))
+    }
+
+    /// The rows that an earlier write with that key added to `table`, in a snapshot that is kept or in the log.
+    pub(crate) fn rows_written_with(&self, table: &OfflineTable, key: &str) -> Option<u64> {
+        let logged = self.rows_logged_with(table.metadata.uuid(), key);
+        logged.or_else(|| table.rows_written_with(key))
     }
 
     /// What `table` is by now.

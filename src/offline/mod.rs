@@ -9,6 +9,7 @@ mod faults;
 mod files;
 mod history;
 pub(crate) mod inspect;
+mod log;
 mod optimize;
 mod order;
 mod rows;
@@ -22,11 +23,12 @@ mod table;
 mod vacuum;
 mod write;
 
-pub(crate) use commit::IDEMPOTENCY_KEY;
+pub(crate) use commit::{IDEMPOTENCY_KEY, INGESTED_AT};
 #[cfg(test)]
 pub(crate) use faults::Fault;
 pub(crate) use history::{History, HistoryFile};
 pub(crate) use iceberg::spec::SnapshotRef;
+pub(crate) use log::{LogExtent, Logged, LoggedWrite};
 pub(crate) use optimize::{Extent, Optimized};
 pub use rows::packed_values_at;
 pub(crate) use rows::{Buffers, Fetched, RowFile, ranges_of};

@@ -28,14 +28,16 @@ use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, MetricBuilder,
 use datafusion_datasource::compute_all_files_statistics;
 use iceberg::spec::DataFile;
 use object_store::path::Path;
+use tokio::sync::OnceCell;
 
 use super::evolution::ByFieldId;
 use super::rows::RowFile;
 use super::sparse::{SparseFile, SparseScanExec};
 use super::statistics::{FileBounds, file_statistics, kept_part, may_hold_nan, without_endless};
 use super::store::OfflineStore;
-use super::table::OfflineTable;
+use super::table::{OfflineTable, logged_file};
 use crate::error::Error;
+use crate::model::TableVersion;
 
 /// Where a filter keeps at most this part of the rows, their other columns are read value by value.
 const SPARSE_PART_MAX: f64 = 0.1;
@@ -47,6 +49,8 @@ pub(crate) struct IcebergTable {
     table: OfflineTable,
     schema: SchemaRef,
     part: Part,
+    /// The files of logged rows beside the snapshot, once somebody looked: the same ones from then on.
+    logged: Arc<OnceCell<Arc<[DataFile]>>>,
 }
 
 /// Which of a snapshot's files are read.
@@ -61,7 +65,7 @@ impl IcebergTable {
     /// All rows that `table` has at its snapshot.
     pub(crate) fn current(store: Arc<OfflineStore>, table: OfflineTable) -> Self {
         let schema = Arc::clone(table.schema());
-        Self { store, table, schema, part: Part::All }
+        Self { store, table, schema, part: Part::All, logged: Arc::default() }
     }
 
     /// Only the rows that the named snapshots added and that are still live.
@@ -92,10 +96,28 @@ impl IcebergTable {
     /// The data files that hold the rows.
     pub(super) async fn files(&self) -> crate::error::Result<Vec<DataFile>> {
         match &self.part {
-            Part::All => self.store.data_files(&self.table, None).await,
+            Part::All => {
+                let mut files = self.store.data_files(&self.table, None).await?;
+                files.extend_from_slice(self.logged().await?);
+                Ok(files)
+            }
             Part::AddedBy(snapshots) => self.store.data_files(&self.table, Some(snapshots)).await,
             Part::Files(files) => Ok(files.clone()),
         }
+    }
+
+    async fn logged(&self) -> crate::error::Result<&[DataFile]> {
+        if let Some(given) = self.table.given_logged() {
+            return Ok(given);
+        }
+        let files = async || Ok(self.store.logged_files(&self.table).await?.into());
+        self.logged.get_or_try_init(files).await.map(|files| files.as_ref())
+    }
+
+    /// What it reads, from now on, in a form that outlives it: see [`OfflineTable::at_version`].
+    pub(crate) async fn version(&self) -> crate::error::Result<TableVersion> {
+        let logged = self.logged().await?.iter().map(logged_file).collect();
+        Ok(TableVersion { logged, ..self.table.version() })
     }
 
     fn predicate(&self, state: &dyn Session, filters: &[Expr]) -> Result<Option<Arc<dyn PhysicalExpr>>> {

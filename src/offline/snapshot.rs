@@ -20,7 +20,7 @@ use iceberg::spec::{
 };
 use uuid::Uuid;
 
-use super::commit::IDEMPOTENCY_KEY;
+use super::commit::{IDEMPOTENCY_KEY, IDEMPOTENCY_KEYS};
 use super::files::{ManifestCache, manifest_list, refuse_deletes};
 use crate::error::{Error, Result};
 
@@ -42,6 +42,8 @@ const TOTALS: [(&str, &str, &str); 3] = [
 pub(super) enum Change {
     /// Adds them; the properties go into its summary.
     Append(HashMap<String, String>),
+    /// Adds files of the log; the property goes into the table's.
+    Fold { summary: HashMap<String, String>, property: (String, String) },
     /// Puts them in the place of the files at these paths, which hold the same rows.
     Replace(HashSet<String>),
 }
@@ -95,8 +97,13 @@ pub(super) async fn changed(
         .with_schema_id(metadata.current_schema_id())
         .with_timestamp_ms(timestamp_ms.max(metadata.last_updated_ms()))
         .build();
+    let properties = match change {
+        Change::Fold { property, .. } => HashMap::from([property.clone()]),
+        Change::Append(_) | Change::Replace(_) => HashMap::new(),
+    };
     let built = TableMetadataBuilder::new_from_metadata(metadata.clone(), None)
         .set_branch_snapshot(snapshot, MAIN_BRANCH)
+        .and_then(|builder| builder.set_properties(properties))
         .and_then(TableMetadataBuilder::build)
         .map_err(failed)?;
     Ok(built.metadata)
@@ -203,10 +210,12 @@ fn summary(
     }
     let previous = metadata.current_snapshot().map(|s| &s.summary().additional_properties);
     let (operation, mut all) = match change {
-        Change::Append(properties) => (Operation::Append, properties.clone()),
+        Change::Append(summary) | Change::Fold { summary, .. } => (Operation::Append, summary.clone()),
         // The rows are the same, and so is what is said of them, but for which write it was.
         Change::Replace(_) => {
-            let stays = |key: &str| key.starts_with(OWN_PROPERTIES) && key != IDEMPOTENCY_KEY;
+            let stays = |key: &str| {
+                key.starts_with(OWN_PROPERTIES) && ![IDEMPOTENCY_KEY, IDEMPOTENCY_KEYS].contains(&key)
+            };
             let own = previous.into_iter().flatten().filter(|(key, _)| stays(key));
             (Operation::Replace, own.map(|(key, value)| (key.clone(), value.clone())).collect())
         }

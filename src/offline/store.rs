@@ -19,6 +19,7 @@ use uuid::Uuid;
 use super::catalog::Catalog;
 use super::durable::{local_path, make_durable};
 use super::files::{ManifestCache, data_files};
+use super::log::WriteLog;
 use super::order::iceberg_order;
 use super::schema::iceberg_schema;
 use super::snapshot::{self, Change};
@@ -72,6 +73,7 @@ pub(crate) struct OfflineStore {
     pub(super) clock: Arc<dyn Clock>,
     metadata: Cache<String, TableMetadataRef>,
     pub(super) manifests: ManifestCache,
+    pub(super) log: WriteLog,
     #[cfg(test)]
     pub(crate) faults: super::faults::Faults,
 }
@@ -93,6 +95,7 @@ impl OfflineStore {
             clock,
             metadata: Cache::new(METADATA_MAX),
             manifests: ManifestCache::default(),
+            log: WriteLog::default(),
             #[cfg(test)]
             faults: super::faults::Faults::default(),
         })

@@ -1,19 +1,21 @@
 //! An Iceberg table as one reader sees it: one version of its metadata, at one of its snapshots.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat};
 use datafusion::arrow::datatypes::{FieldRef, SchemaRef};
 use iceberg::spec::{
-    DataFile, Operation, Schema, SchemaRef as IcebergSchemaRef, SnapshotRef, TableMetadataRef,
+    DataContentType, DataFile, DataFileBuilder, DataFileFormat, Operation, Schema,
+    SchemaRef as IcebergSchemaRef, SnapshotRef, Struct, TableMetadataRef,
 };
 
-use super::commit::IDEMPOTENCY_KEY;
+use super::commit::{IDEMPOTENCY_KEY, IDEMPOTENCY_KEYS};
 use super::evolution::refuse_nested_renames;
 use super::order::TableOrder;
 use super::schema::arrow_schema;
 use crate::error::{Error, Result};
-use crate::model::{TableName, TableVersion};
+use crate::model::{LoggedFile, TableName, TableVersion};
 
 /// How many snapshots are looked through for an idempotency key, newest first.
 const KEYS_LOOKED_THROUGH_MAX: usize = 65_536;
@@ -28,6 +30,9 @@ pub(crate) struct OfflineTable {
     iceberg_schema: IcebergSchemaRef,
     schema: SchemaRef,
     order: Option<Arc<TableOrder>>,
+    /// The files of logged rows that are seen beside the snapshot; `None` where those are seen that are there when
+    /// somebody looks.
+    logged: Option<Arc<[DataFile]>>,
 }
 
 impl OfflineTable {
@@ -35,7 +40,7 @@ impl OfflineTable {
     pub(super) fn new(name: TableName, location: &str, metadata: TableMetadataRef) -> Result<Self> {
         refuse_nested_renames(&name, &metadata)?;
         let (snapshot, schema) = (metadata.current_snapshot().cloned(), metadata.current_schema().clone());
-        Self::seen(name, location.into(), metadata, snapshot, schema)
+        Self::seen(name, location.into(), metadata, snapshot, schema, None)
     }
 
     fn seen(
@@ -44,10 +49,11 @@ impl OfflineTable {
         metadata: TableMetadataRef,
         snapshot: Option<SnapshotRef>,
         iceberg_schema: IcebergSchemaRef,
+        logged: Option<Arc<[DataFile]>>,
     ) -> Result<Self> {
         let schema = arrow_schema(&iceberg_schema)?;
         let order = TableOrder::of(&metadata, &iceberg_schema, &schema).map(Arc::new);
-        Ok(Self { name, location, metadata, snapshot, iceberg_schema, schema, order })
+        Ok(Self { name, location, metadata, snapshot, iceberg_schema, schema, order, logged })
     }
 
     /// The table as it was at one of its snapshots, under the schema of its day.
@@ -66,7 +72,8 @@ impl OfflineTable {
                 .with_source(e)
         })?;
         let (location, metadata) = (Arc::clone(&self.location), Arc::clone(&self.metadata));
-        Self::seen(self.name.clone(), location, metadata, Some(Arc::clone(snapshot)), schema)
+        let nothing = Some(Arc::default());
+        Self::seen(self.name.clone(), location, metadata, Some(Arc::clone(snapshot)), schema, nothing)
     }
 
     /// The table as it was at a time: at the snapshot that was current then.
@@ -101,7 +108,34 @@ impl OfflineTable {
             schema_id: self.iceberg_schema.schema_id(),
             snapshot_id: self.snapshot.as_ref().map(|snapshot| snapshot.snapshot_id()),
             ttl: None,
+            logged: self.logged.iter().flat_map(|files| files.iter()).map(logged_file).collect(),
         }
+    }
+
+    /// The same with these files of logged rows, and no others, beside its snapshot.
+    pub(crate) fn with_logged(self, files: &[LoggedFile]) -> Result<Self> {
+        let data_file = |file: &LoggedFile| {
+            let mut builder = DataFileBuilder::default();
+            builder
+                .content(DataContentType::Data)
+                .file_path(file.path.clone())
+                .file_format(DataFileFormat::Parquet)
+                .partition(Struct::empty())
+                .partition_spec_id(self.metadata.default_partition_spec_id())
+                .record_count(file.rows)
+                .file_size_in_bytes(file.bytes);
+            if let Some(order) = file.sort_order_id {
+                builder.sort_order_id(order);
+            }
+            builder.build().map_err(|e| Error::internal("a file of logged rows is none").with_source(e))
+        };
+        let logged = files.iter().map(data_file).collect::<Result<_>>()?;
+        Ok(Self { logged: Some(logged), ..self })
+    }
+
+    /// The files of logged rows that it was given; `None` where those are meant that are there now.
+    pub(super) fn given_logged(&self) -> Option<&Arc<[DataFile]>> {
+        self.logged.as_ref()
     }
 
     /// The table as an earlier reader saw it: the same rows, under the same columns.
@@ -125,7 +159,8 @@ impl OfflineTable {
             gone(&format!("schema {} of table '{}' is no longer kept", version.schema_id, self.name))
         })?;
         let (location, metadata) = (Arc::clone(&self.location), Arc::clone(&self.metadata));
-        Self::seen(self.name.clone(), location, metadata, snapshot, schema)
+        let then = Self::seen(self.name.clone(), location, metadata, snapshot, schema, None)?;
+        then.with_logged(&version.logged)
     }
 
     pub(crate) fn name(&self) -> &TableName {
@@ -222,11 +257,28 @@ impl OfflineTable {
     /// The rows that the write with this idempotency key added, if it made one of the last 65,536 snapshots and that is
     /// still kept.
     pub(crate) fn rows_written_with(&self, key: &str) -> Option<u64> {
-        let is_its = |snapshot: &&SnapshotRef| {
-            snapshot.summary().additional_properties.get(IDEMPOTENCY_KEY).is_some_and(|its| its == key)
-        };
-        let written = self.ancestors().take(KEYS_LOOKED_THROUGH_MAX).find(is_its)?;
-        Some(added_rows(written).unwrap_or(0))
+        self.ancestors().take(KEYS_LOOKED_THROUGH_MAX).find_map(|snapshot| {
+            let summary = &snapshot.summary().additional_properties;
+            if summary.get(IDEMPOTENCY_KEY).is_some_and(|its| its == key) {
+                return Some(added_rows(snapshot).unwrap_or(0));
+            }
+            // Keys need no escapes in JSON, so that most summaries need not be parsed.
+            let many = summary.get(IDEMPOTENCY_KEYS).filter(|many| many.contains(key))?;
+            rows_by_key(many).get(key).copied()
+        })
+    }
+
+    /// The idempotency keys of the last 65,536 snapshots that are kept.
+    pub(super) fn keys_written(&self) -> HashSet<String> {
+        let mut keys = HashSet::new();
+        for snapshot in self.ancestors().take(KEYS_LOOKED_THROUGH_MAX) {
+            let summary = &snapshot.summary().additional_properties;
+            keys.extend(summary.get(IDEMPOTENCY_KEY).cloned());
+            keys.extend(
+                summary.get(IDEMPOTENCY_KEYS).into_iter().flat_map(|many| rows_by_key(many).into_keys()),
+            );
+        }
+        keys
     }
 
     /// A property of the current snapshot's summary.
@@ -234,6 +286,20 @@ impl OfflineTable {
         let summary = self.metadata.current_snapshot()?.summary();
         summary.additional_properties.get(key).map(String::as_str)
     }
+}
+
+pub(super) fn logged_file(file: &DataFile) -> LoggedFile {
+    LoggedFile {
+        path: file.file_path().to_owned(),
+        bytes: file.file_size_in_bytes(),
+        rows: file.record_count(),
+        sort_order_id: file.sort_order_id(),
+    }
+}
+
+/// See [`IDEMPOTENCY_KEYS`].
+fn rows_by_key(json: &str) -> HashMap<String, u64> {
+    serde_json::from_str(json).unwrap_or_default()
 }
 
 /// Whether a snapshot only has the rows of its parent in other files.

@@ -57,7 +57,18 @@ pub(super) async fn write_files(
     batches: SendableRecordBatchStream,
     memory: &Arc<dyn MemoryPool>,
 ) -> Result<WrittenFiles> {
-    let target = Arc::new(Target::new(io, metadata)?);
+    write_files_under(io, metadata, metadata.current_schema(), batches, memory).await
+}
+
+/// As [`write_files`], of rows under another of the table's schemas than the current one.
+pub(super) async fn write_files_under(
+    io: &FileIO,
+    metadata: &TableMetadata,
+    schema: &iceberg::spec::SchemaRef,
+    batches: SendableRecordBatchStream,
+    memory: &Arc<dyn MemoryPool>,
+) -> Result<WrittenFiles> {
+    let target = Arc::new(Target::new(io, metadata, schema)?);
     let written = match target.order {
         Some(_) => write_sorted(Arc::clone(&target), batches, memory).await,
         None => write_as_they_come(&target, batches).await,
@@ -89,19 +100,19 @@ struct Target {
 }
 
 impl Target {
-    fn new(io: &FileIO, metadata: &TableMetadata) -> Result<Self> {
+    fn new(io: &FileIO, metadata: &TableMetadata, table_schema: &iceberg::spec::SchemaRef) -> Result<Self> {
         if !metadata.default_partition_spec().is_unpartitioned() {
             return Err(Error::unsupported(
                 "another engine has partitioned the table, which is read here but not written: write with that engine",
             ));
         }
-        let schema: SchemaRef = Arc::new(schema_to_arrow_schema(metadata.current_schema()).map_err(failed)?);
-        let order = TableOrder::of(metadata, metadata.current_schema(), &schema);
+        let schema: SchemaRef = Arc::new(schema_to_arrow_schema(table_schema).map_err(failed)?);
+        let order = TableOrder::of(metadata, table_schema, &schema);
         Ok(Self {
             io: io.clone(),
             directory: format!("{}/data/{}", metadata.location(), Uuid::now_v7()),
             schema,
-            table_schema: Arc::clone(metadata.current_schema()),
+            table_schema: Arc::clone(table_schema),
             partition_spec_id: metadata.default_partition_spec_id(),
             order,
         })

@@ -39,8 +39,14 @@ impl Object {
     /// # Errors
     /// `NotFound` where this is another object of that name, or what was read is no longer kept.
     pub(crate) fn at_version(self, version: &TableVersion) -> Result<Self> {
-        if self.version() == *version {
-            return Ok(self);
+        let is_same = |now: TableVersion| TableVersion { logged: version.logged.clone(), ..now } == *version;
+        if is_same(self.version()) {
+            return Ok(match self {
+                Self::FeatureGroup(group, table) => {
+                    Self::FeatureGroup(group, table.with_logged(&version.logged)?)
+                }
+                Self::Table(table) => Self::Table(table.with_logged(&version.logged)?),
+            });
         }
         let (Self::FeatureGroup(_, table) | Self::Table(table)) = self;
         Ok(match definition::object_of(table.at_version(version)?)? {

@@ -1,6 +1,7 @@
 //! Settings to engine: opens the stores and brings the online store up to date.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::config::{CatalogSetting, OnlineSetting, Settings};
@@ -17,6 +18,7 @@ use crate::sql::{Engine, EngineParts, RunLimits};
 pub async fn open_engine(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Arc<Engine>> {
     let CatalogSetting::Sqlite(catalog) = &settings.catalog;
     let offline = OfflineStore::open(catalog, &settings.warehouse, Arc::clone(&clock)).await?;
+    let offline = offline.with_log(&settings.data_dir.join("log")).await?;
     let backend = match &settings.online {
         OnlineSetting::Embedded => Backend::Embedded { path: settings.data_dir.join("online.redb") },
         OnlineSetting::Redis(url) => Backend::Redis { url: url.to_string() },
@@ -41,6 +43,8 @@ pub async fn open_engine(settings: &Settings, clock: Arc<dyn Clock>) -> Result<A
         },
         endpoints: settings.endpoints,
     })?;
+    // What a server that ended has logged; what cannot be folded now stays there, and is read from there.
+    engine.fold_due(Duration::ZERO).await?;
     engine.catch_up().await?;
     Ok(engine)
 }

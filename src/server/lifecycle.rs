@@ -61,7 +61,7 @@ impl Server {
         };
         let door = Door::open(listener, Arc::clone(&engine), clock, security, &limits).await?;
         http.iter().for_each(|http| http.serves(&engine));
-        let upkeep = Upkeep::start(Arc::clone(&engine), door.sessions(), settings.optimize_interval);
+        let upkeep = Upkeep::start(Arc::clone(&engine), door.sessions(), &settings);
         Ok(Self { local_addr, engine, door, http, drain_timeout: settings.drain_timeout, upkeep })
     }
 
@@ -85,11 +85,13 @@ impl Server {
         self.http.iter().for_each(Http::drains);
         let closed = self.door.close(self.drain_timeout).await;
         self.upkeep.stop().await;
+        // So that a server that is gone keeps nothing to itself; what fails is there at the next start.
+        let folded = self.engine.fold_due(Duration::ZERO).await;
         self.engine.stop().await;
         if let Some(http) = self.http {
             http.close().await;
         }
-        closed
+        closed.and(folded.map(|_| ()))
     }
 }
 

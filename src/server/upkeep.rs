@@ -6,11 +6,14 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::config::Settings;
 use crate::flight::Sessions;
 use crate::sql::Engine;
 
 /// How often the online store is compared with the history that it serves.
 const CATCH_UP_INTERVAL: Duration = Duration::from_secs(2);
+/// How often it is looked whether something in the log is old enough.
+const FOLD_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs until it is stopped or dropped.
 #[derive(Debug)]
@@ -29,14 +32,16 @@ impl Upkeep {
         let _ = (&mut self.0).await; // it was aborted, as it should be
     }
 
-    /// Catches up what is behind online, ends sessions that lie idle, and optimizes tables as often as is said.
-    pub(super) fn start(
-        engine: Arc<Engine>,
-        sessions: Arc<Sessions>,
-        optimize_interval: Option<Duration>,
-    ) -> Self {
+    /// Catches up what is behind online, ends sessions that lie idle, and folds the log and optimizes tables as often as is
+    /// said.
+    pub(super) fn start(engine: Arc<Engine>, sessions: Arc<Sessions>, settings: &Settings) -> Self {
+        let (fold_interval, optimize_interval) = (settings.fold_interval, settings.optimize_interval);
         Self(tokio::spawn(async move {
-            tokio::join!(catch_up(&engine, &sessions), optimize(&engine, optimize_interval));
+            tokio::join!(
+                catch_up(&engine, &sessions),
+                fold(&engine, fold_interval),
+                optimize(&engine, optimize_interval)
+            );
         }))
     }
 }
@@ -59,6 +64,21 @@ async fn catch_up(engine: &Engine, sessions: &Sessions) {
                 None => tracing::info!("no feature group is behind online any more"),
             }
             known_trouble = trouble;
+        }
+    }
+}
+
+async fn fold(engine: &Engine, interval: Duration) {
+    loop {
+        tokio::select! {
+            () = engine.fold_wanted() => {}
+            () = tokio::time::sleep(interval.min(FOLD_LOOK_INTERVAL)) => {}
+        }
+        match engine.fold_due(interval).await {
+            Ok(0) => {}
+            // Told of in the log; whoever wants it at once waits a little too.
+            Ok(_) => tokio::time::sleep(FOLD_LOOK_INTERVAL).await,
+            Err(error) => tracing::warn!(%error, "the log is not folded"),
         }
     }
 }

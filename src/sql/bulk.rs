@@ -12,6 +12,7 @@ use super::session::Session;
 use super::system::{self, Known};
 use super::temp::TempTable;
 use crate::error::{Error, Result};
+use crate::ingest::Appended;
 use crate::metrics::Kind;
 use crate::model::{FeatureGroup, IdempotencyKey, TableName};
 use crate::registry::{DEFAULT_SCHEMA, Object};
@@ -90,6 +91,12 @@ impl Session {
         let mut watch = self.watch(Kind::Ingest, None, &format!("-- bulk ingest into {name}"));
         let turn = watch.unqueued();
         let batches = watch.counting(batches);
+        let few = watch.until_cancelled(self.ingest_few(&name, &target, batches)).await;
+        let batches = match few {
+            Ok(Err(batches)) => batches,
+            Ok(Ok(rows)) => return watch.changed(Ok(rows)),
+            Err(error) => return watch.changed(Err(error)),
+        };
         let session = Arc::clone(self);
         let work = async move {
             let _turn = turn;
@@ -97,6 +104,23 @@ impl Session {
         };
         let done = watch.until_cancelled(self.engine.compute.run(work)).await;
         watch.changed(done)
+    }
+
+    /// Few rows into a feature group that took some before need not be looked for first; `Err` gives others back.
+    async fn ingest_few(
+        &self,
+        name: &TableName,
+        target: &IngestTarget,
+        batches: SendableRecordBatchStream,
+    ) -> Result<Result<u64, SendableRecordBatchStream>> {
+        if target.temporary || target.if_exists != IfExists::Append {
+            return Ok(Err(batches));
+        }
+        let appended = self.engine.ingest.append_few(name, batches, target.idempotency_key.as_ref()).await?;
+        match appended {
+            Ok(Appended { rows, written }) => as_many(rows, written).map(Ok),
+            Err(batches) => Ok(Err(batches)),
+        }
     }
 
     async fn ingest_into(
@@ -241,6 +265,10 @@ async fn repeated(mut batches: SendableRecordBatchStream, written: u64) -> Resul
     while let Some(batch) = batches.try_next().await? {
         rows += batch.num_rows() as u64;
     }
+    as_many(rows, written)
+}
+
+fn as_many(rows: u64, written: u64) -> Result<u64> {
     match rows == written {
         true => Ok(written),
         false => Err(Error::invalid(format!(

@@ -116,6 +116,10 @@ impl SessionCatalog {
             return Ok(None);
         };
         let base = TableName::new(&name.schema, base);
+        let of_snapshots = [SNAPSHOTS, FILES].contains(&suffix);
+        if of_snapshots && self.ingest.checkpoint(Some(&base)).await? {
+            self.refresh().await?;
+        }
         let Some(object) = self.object_at(&base, versions).await? else { return Ok(None) };
         let metadata = match (suffix, &object) {
             (HISTORY, Object::FeatureGroup(_, table)) => return Ok(Some(rows(table.clone()))),

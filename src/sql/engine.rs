@@ -132,13 +132,13 @@ impl Engine {
         let runtime =
             RuntimeEnvBuilder::new().with_memory_pool(pool).with_disk_manager_builder(disk).build_arc()?;
         let registry = Arc::new(Registry::new(Arc::clone(&offline)));
-        let ingest = Arc::new(Ingest::new(
+        let ingest = Ingest::new(
             Arc::clone(&registry),
             Arc::clone(&offline),
             Arc::clone(&online),
             Arc::clone(&runtime),
             Arc::clone(&clock),
-        ));
+        );
         let (compiled, config) = (CompiledStatements::default(), config(endpoints));
         let metrics = Arc::new(Metrics::default());
         let running = Arc::new(Running::new(&run_limits, Arc::clone(&metrics), Arc::clone(&clock)));

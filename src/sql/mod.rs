@@ -6,6 +6,7 @@ mod asof;
 mod bind;
 mod bulk;
 mod catalog;
+mod checkpoint;
 mod compiled;
 mod compute;
 mod ddl;

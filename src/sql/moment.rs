@@ -97,7 +97,7 @@ impl Session {
             return Ok(looked_up(prepared));
         }
         let ordered = is_ordered(&plan);
-        let moment = self.moment(&state, sql, &plan)?;
+        let moment = self.moment(&state, sql, &plan).await?;
         let moments = match self.split(&state, plan, values, &moment).await? {
             moments if moments.is_empty() => vec![moment],
             moments => moments,
@@ -139,8 +139,8 @@ impl Session {
     }
 
     /// What the result of `plan` depends on.
-    fn moment(&self, state: &SessionState, sql: &str, plan: &LogicalPlan) -> Result<Moment> {
-        let (tables, serves_now) = read_by(plan)?;
+    async fn moment(&self, state: &SessionState, sql: &str, plan: &LogicalPlan) -> Result<Moment> {
+        let (tables, serves_now) = read_by(plan).await?;
         let now = state.execution_props().query_execution_start_time;
         Ok(Moment {
             now_us: now.filter(|_| !serves_now).map(|now| now.timestamp_micros()),
@@ -213,9 +213,14 @@ impl Session {
     }
 }
 
+/// From now on the plan reads the rows that there are now, however long it waits for its turn.
+pub(super) async fn settle(plan: &LogicalPlan) -> Result<()> {
+    read_by(plan).await.map(|_| ())
+}
+
 /// The versions of stored tables that `plan` reads, and whether it also looks up what is the latest when it runs.
-fn read_by(plan: &LogicalPlan) -> Result<(Vec<TableVersion>, bool)> {
-    let (mut tables, mut serves_now) = (Vec::new(), false);
+async fn read_by(plan: &LogicalPlan) -> Result<(Vec<TableVersion>, bool)> {
+    let (mut read, mut serves_now) = (Vec::new(), false);
     plan.apply_with_subqueries(|node| {
         serves_now |= latest::serves_now(node);
         if let LogicalPlan::TableScan(scan) = node
@@ -224,14 +229,16 @@ fn read_by(plan: &LogicalPlan) -> Result<(Vec<TableVersion>, bool)> {
             // FOR … AS OF says by itself which version it means.
             && !scan.table_name.table().contains('@')
         {
-            let table = rows.table();
-            let written = table.snapshot().map(|snapshot| snapshot.sequence_number());
             let group = provider.as_any().downcast_ref::<FeatureGroupTable>();
-            let ttl = group.and_then(|group| group.definition.ttl);
-            tables.push((written, TableVersion { ttl, ..table.version() }));
+            read.push((rows, group.and_then(|group| group.definition.ttl)));
         }
         Ok(TreeNodeRecursion::Continue)
     })?;
+    let mut tables = Vec::with_capacity(read.len());
+    for (rows, ttl) in read {
+        let written = rows.table().snapshot().map(|snapshot| snapshot.sequence_number());
+        tables.push((written, TableVersion { ttl, ..rows.version().await? }));
+    }
     // A view may hold an older version of a table than the statement itself reads: the newest is the statement's.
     tables.sort_by(|(a, _), (b, _)| b.cmp(a));
     let mut versions: Vec<TableVersion> = Vec::new();

@@ -28,7 +28,7 @@ use super::catalog::SessionCatalog;
 use super::definition::normalized;
 use super::engine::{CATALOG, Engine};
 use super::memory::BoundedPool;
-use super::moment::Moment;
+use super::moment::{Moment, settle};
 use super::output::{to_wire, wire_schema};
 use super::parameters;
 use super::parts::{self, Part};
@@ -103,6 +103,7 @@ pub(super) enum Planned {
     AlterFeatureGroup { name: TableName, if_exists: bool, changes: Vec<Change> },
     KillQuery(Uuid),
     RefreshOnline(RefreshOnline),
+    Checkpoint(Option<TableName>),
 }
 
 impl Planned {
@@ -237,6 +238,7 @@ impl Session {
             let generation = self.engine.compiled.generation();
             let state = self.state_at(moment).await?;
             let plan = self.plan(&state, sql).await?.query()?;
+            settle(&plan).await?;
             if moment.is_now() {
                 self.prepare_query(sql, plan.clone(), None, generation)?; // the next time it is ready
             }
@@ -294,6 +296,7 @@ impl Session {
         };
         match statement {
             Statement::DataFusion(mut statement) => {
+                self.fold_versioned(state, &mut statement).await?;
                 let temporary = statement::take_temporary(&mut statement);
                 let mut plan = if sql.len() > LONG_SQL_BYTES {
                     let state = state.clone();
@@ -333,6 +336,10 @@ impl Session {
             Statement::RefreshOnline { name, full } => {
                 let name = table_name(&name, default_schema(state))?;
                 Ok(Planned::RefreshOnline(RefreshOnline { name, full }))
+            }
+            Statement::Checkpoint(name) => {
+                let name = name.map(|name| table_name(&name, default_schema(state))).transpose()?;
+                Ok(Planned::Checkpoint(name))
             }
             Statement::Optimize { name, extent } => {
                 self.plan_upkeep(state, &name, Upkeep::Optimize(extent)).await

@@ -4,7 +4,7 @@
 //! CREATE FEATURE GROUP [IF NOT EXISTS] name (column …, ENTITY KEY (…), EVENT TIME (…)) [COMMENT '…'] [WITH (…)]
 //! ALTER FEATURE GROUP [IF EXISTS] name ADD FEATURE … | DROP FEATURE … | ALTER FEATURE … | SET (…), …
 //! DROP FEATURE GROUP [IF EXISTS] name      SHOW FEATURE GROUPS      SHOW SCHEMAS      DESCRIBE name      USE [SCHEMA] name      KILL QUERY 'id'
-//! REFRESH ONLINE name [FULL]
+//! REFRESH ONLINE name [FULL]               CHECKPOINT [name]
 //! OPTIMIZE name [FULL]                       VACUUM name [RETAIN '7 days' | RETAIN 168 HOURS]
 //! ```
 
@@ -50,6 +50,7 @@ pub(super) enum Statement {
     Describe(ObjectName),
     KillQuery(Uuid),
     RefreshOnline { name: ObjectName, full: bool },
+    Checkpoint(Option<ObjectName>),
     Use(ObjectName),
     Optimize { name: ObjectName, extent: Extent },
     Vacuum { name: ObjectName, retain: Option<Duration> },
@@ -111,6 +112,15 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
         ["KILL", "QUERY", ..] => kill_query(&mut parser),
         ["BEGIN" | "START" | "COMMIT" | "ROLLBACK", ..] => {
             Err(Error::unsupported("transactions are not supported: every statement commits by itself"))
+        }
+        ["CHECKPOINT"] => {
+            words_of(&mut parser, 1);
+            finished(Ok(Statement::Checkpoint(None)), &mut parser)
+        }
+        ["CHECKPOINT", ..] => {
+            words_of(&mut parser, 1);
+            let name = parser.parse_object_name(false);
+            finished(name.map(|name| Statement::Checkpoint(Some(name))), &mut parser)
         }
         ["REFRESH", "ONLINE", ..] => {
             words_of(&mut parser, 2);

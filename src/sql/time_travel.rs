@@ -25,7 +25,7 @@ use datafusion::logical_expr::{Expr, LogicalPlanBuilder};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{
-    Expr as SqlExpr, FunctionArg, FunctionArgExpr, TableFactor, TableVersion, VisitorMut,
+    Expr as SqlExpr, FunctionArg, FunctionArgExpr, ObjectName, TableFactor, TableVersion, VisitorMut,
 };
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
@@ -110,6 +110,26 @@ fn version_kind(tokens: &[TokenWithSpan], window: &[usize]) -> Option<&'static s
 /// Turns calls that [`rewrite_tokens`] made into tables with a version, inside EXPLAIN and COPY too.
 pub(super) fn rewrite_statement(statement: &mut Statement) {
     walk(statement, &mut Versions);
+}
+
+/// The tables of which a statement, as [`rewrite_statement`] leaves it, reads a version.
+pub(super) fn versioned(statement: &mut Statement) -> Vec<ObjectName> {
+    let mut named = Named(Vec::new());
+    walk(statement, &mut named);
+    named.0
+}
+
+struct Named(Vec<ObjectName>);
+
+impl VisitorMut for Named {
+    type Break = ();
+
+    fn pre_visit_table_factor(&mut self, factor: &mut TableFactor) -> ControlFlow<()> {
+        if let TableFactor::Table { name, version: Some(_), .. } = factor {
+            self.0.push(name.clone());
+        }
+        ControlFlow::Continue(())
+    }
 }
 
 struct Versions;

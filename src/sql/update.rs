@@ -56,7 +56,7 @@ impl Session {
         let (state, planned) = watch.until_cancelled(planning).await?;
         let is_heavy = match &planned {
             Planned::Update(plan) => !is_light(plan, default_schema(&state))?,
-            Planned::RefreshOnline(_) => true,
+            Planned::RefreshOnline(_) | Planned::Checkpoint(_) => true,
             _ => false,
         };
         let run = Arc::clone(&watch.run);
@@ -86,6 +86,7 @@ impl Session {
             Planned::Query(_)
                 | Planned::KillQuery(_)
                 | Planned::RefreshOnline(_)
+                | Planned::Checkpoint(_)
                 | Planned::Update(LogicalPlan::Dml(_) | LogicalPlan::Statement(_))
         );
         let _forget = (!changes_no_definition).then(|| ForgetAtEnd(&self.engine.compiled));
@@ -107,6 +108,7 @@ impl Session {
                 "no query '{id}' runs: SELECT * FROM system.queries lists those that do"
             ))),
             Planned::RefreshOnline(refresh) => self.refresh_online(&refresh, &|batch| run.count(batch)).await,
+            Planned::Checkpoint(name) => self.checkpoint(name.as_ref()).await.map(|()| 0),
             Planned::Update(plan) => {
                 let key = match writes_rows(&plan) {
                     true => self.take_idempotency_key()?.filter(|_| key.is_none()).or(key),

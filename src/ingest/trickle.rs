@@ -1,0 +1,450 @@
+//! Small writes into feature groups, many at a time.
+//!
+//! 1. A write that is small ([`Few`]) is conformed by its caller, and waits in a queue.
+//! 2. Whoever finds the queue empty begins a round, which takes all that waits by the time the round before is through: the
+//!    more writers there are, the more writes share what follows.
+//! 3. A round looks at each table once, stamps the rows, and logs them by one transaction ([`crate::offline`], `log`).
+//!    They are durable then, and in every query of this server.
+//! 4. It brings them online, while the next round logs, and answers its writers.
+//! 5. [`Ingest::fold_due`] puts them into snapshots, by how many there are and how old.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use datafusion::arrow::array::{Array, RecordBatch, UInt32Array};
+use datafusion::arrow::compute::{concat_batches, take_record_batch};
+use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::{StreamExt, TryStreamExt};
+use moka::sync::Cache;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+use uuid::Uuid;
+
+use super::stamp::stamp;
+use super::{Conform, Ingest};
+use crate::error::{Error, Result};
+use crate::model::{FeatureGroup, IdempotencyKey, TableName};
+use crate::offline::{LogExtent, Logged, LoggedWrite, OfflineTable};
+use crate::registry::Object;
+
+/// A write of more rows or bytes goes into a snapshot of its own.
+const FEW_ROWS_MAX: usize = 1000;
+const FEW_BYTES_MAX: usize = 1 << 20;
+
+/// So much of a table is worth a snapshot, however young.
+const FOLD_ROWS: usize = 100_000;
+const FOLD_BYTES: usize = 32 << 20;
+/// Idempotency keys lie in the snapshot's summary, which all later metadata files repeat.
+const FOLD_KEYS: usize = 2000;
+/// So many times that, and writers wait for the fold.
+const FOLDS_BEHIND_MAX: usize = 4;
+
+/// How often a write is tried under a definition that changes each time.
+const DEFINITIONS_TRIED_MAX: usize = 8;
+const GROUPS_KNOWN_MAX: u64 = 4096;
+
+/// What all small writes share.
+#[derive(Debug)]
+pub(super) struct Trickle {
+    queue: Mutex<Vec<Write>>,
+    turn: Arc<tokio::sync::Mutex<()>>,
+    /// Groups as the last round that wrote to them found them.
+    known: Cache<TableName, (Arc<FeatureGroup>, OfflineTable)>,
+    /// Groups whose logged rows the online store did not take.
+    unserved: Mutex<HashSet<Uuid>>,
+    /// Told when something should be folded before its time.
+    wanted: Notify,
+}
+
+impl Default for Trickle {
+    fn default() -> Self {
+        Self {
+            queue: Mutex::default(),
+            turn: Arc::default(),
+            known: Cache::new(GROUPS_KNOWN_MAX),
+            unserved: Mutex::default(),
+            wanted: Notify::new(),
+        }
+    }
+}
+
+/// What became of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Appended {
+    /// The rows that were given.
+    pub(crate) rows: u64,
+    /// Those that it, or an earlier write with its key, has added.
+    pub(crate) written: u64,
+}
+
+/// The rows of a write: few, or not.
+pub(crate) enum Few {
+    Rows(RecordBatch),
+    Many(SendableRecordBatchStream),
+}
+
+impl Few {
+    /// Reads as far as it takes to know.
+    pub(super) async fn of(mut rows: SendableRecordBatchStream) -> Result<Self> {
+        let schema = rows.schema();
+        let (mut read, mut count, mut bytes) = (Vec::new(), 0, 0);
+        while let Some(batch) = rows.try_next().await? {
+            count += batch.num_rows();
+            let own = batch.columns().iter().map(|column| column.to_data().get_slice_memory_size());
+            bytes += own.sum::<Result<usize, _>>()?;
+            read.push(batch);
+            if count > FEW_ROWS_MAX || bytes > FEW_BYTES_MAX {
+                let read = futures::stream::iter(read.into_iter().map(Ok));
+                let rows = RecordBatchStreamAdapter::new(schema, read.chain(rows));
+                return Ok(Self::Many(Box::pin(rows)));
+            }
+        }
+        Ok(Self::Rows(concat_batches(&schema, &read)?))
+    }
+
+    fn into_stream(self) -> SendableRecordBatchStream {
+        match self {
+            Self::Many(rows) => rows,
+            Self::Rows(rows) => {
+                let schema = rows.schema();
+                Box::pin(RecordBatchStreamAdapter::new(schema, futures::stream::iter([Ok(rows)])))
+            }
+        }
+    }
+}
+
+/// One write that waits for its round.
+#[derive(Debug)]
+struct Write {
+    group: Arc<FeatureGroup>,
+    table: OfflineTable,
+    rows: RecordBatch,
+    key: Option<IdempotencyKey>,
+    /// Whether the group must be as it was when the rows were conformed; else they came before the change.
+    is_exact: bool,
+    done: oneshot::Sender<Result<Outcome>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Rows(u64),
+    /// The group is not what the write took it for: conform the rows again.
+    Stale,
+}
+
+impl Write {
+    fn answer(self, outcome: Result<Outcome>) {
+        let _ = self.done.send(outcome); // who asked may have gone
+    }
+}
+
+impl Ingest {
+    /// Appends few rows to a feature group that was written to before; `Err` gives the rows back where that is not so.
+    pub(crate) async fn append_few(
+        self: &Arc<Self>,
+        name: &TableName,
+        rows: SendableRecordBatchStream,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<Result<Appended, SendableRecordBatchStream>> {
+        if !self.offline.has_log() || !self.trickle.known.contains_key(name) {
+            return Ok(Err(rows));
+        }
+        let rows = match Few::of(rows).await? {
+            Few::Rows(rows) => rows,
+            many => return Ok(Err(many.into_stream())),
+        };
+        for _ in 0..DEFINITIONS_TRIED_MAX {
+            let Some((group, table)) = self.trickle.known.get(name) else { break };
+            match self.log_write(&group, &table, &rows, key, true).await? {
+                Outcome::Rows(written) => {
+                    return Ok(Ok(Appended { rows: rows.num_rows() as u64, written }));
+                }
+                Outcome::Stale => {} // the round has put down what the group is now
+            }
+        }
+        Ok(Err(Few::Rows(rows).into_stream()))
+    }
+
+    /// Appends to a feature group by the log where the rows are few and there is a log; `Err` gives them back.
+    pub(super) async fn append_logged(
+        self: &Arc<Self>,
+        group: &Arc<FeatureGroup>,
+        table: &OfflineTable,
+        rows: SendableRecordBatchStream,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<Result<u64, SendableRecordBatchStream>> {
+        if !self.offline.has_log() {
+            return Ok(Err(rows));
+        }
+        match Few::of(rows).await? {
+            Few::Rows(rows) => match self.log_write(group, table, &rows, key, false).await? {
+                Outcome::Rows(count) => Ok(Ok(count)),
+                Outcome::Stale => Err(Error::internal("a write of any definition was refused for its own")),
+            },
+            many => Ok(Err(many.into_stream())),
+        }
+    }
+
+    async fn log_write(
+        self: &Arc<Self>,
+        group: &Arc<FeatureGroup>,
+        table: &OfflineTable,
+        rows: &RecordBatch,
+        key: Option<&IdempotencyKey>,
+        is_exact: bool,
+    ) -> Result<Outcome> {
+        let rows = Conform::to_group(group, &rows.schema())?.batch(rows)?;
+        if rows.num_rows() == 0 {
+            return Ok(Outcome::Rows(0));
+        }
+        let (done, answer) = oneshot::channel();
+        let (group, table, key) = (Arc::clone(group), table.clone(), key.cloned());
+        self.queue(vec![Write { group, table, rows, key, is_exact, done }]);
+        answer.await.map_err(|_| Error::internal("a round of writes did not end: see the log"))?
+    }
+
+    /// Has the writes made, in the round that is to come.
+    fn queue(self: &Arc<Self>, writes: Vec<Write>) {
+        let is_first = {
+            let mut queue = self.trickle.queue.lock();
+            let was_empty = queue.is_empty();
+            queue.extend(writes);
+            was_empty && !queue.is_empty()
+        };
+        if is_first {
+            // Not the caller's, who may go away: it is for all that wait.
+            tokio::spawn(Arc::clone(self).round());
+        }
+    }
+
+    /// Writes all that waits.
+    async fn round(self: Arc<Self>) {
+        let turn = Arc::clone(&self.trickle.turn).lock_owned().await;
+        let writes = std::mem::take(&mut *self.trickle.queue.lock());
+        let mut tables: HashMap<TableName, Vec<Write>> = HashMap::new();
+        for write in writes {
+            tables.entry(write.group.name.clone()).or_default().push(write);
+        }
+        let (mut accepted, mut again) = (Vec::new(), Vec::new());
+        for (name, writes) in tables {
+            accepted.extend(self.accept(&name, writes, &mut again).await);
+        }
+        let rows = accepted.iter().map(|round| round.logged.clone()).collect();
+        if let Err(error) = self.offline.log(rows).await {
+            accepted.into_iter().for_each(|round| refuse(round.writes, &error));
+            refuse(again, &error);
+            return;
+        }
+        self.queue(again);
+        drop(turn);
+        for round in accepted {
+            self.finish(round).await;
+        }
+    }
+
+    /// Sees which writes into one table can be made now, and answers the others.
+    async fn accept(&self, name: &TableName, writes: Vec<Write>, again: &mut Vec<Write>) -> Vec<Accepted> {
+        // Before the table is looked at: what is folded in between is then in what it says.
+        let logged: Vec<Option<u64>> = writes
+            .iter()
+            .map(|write| self.offline.rows_logged_with(write.group.id, write.key.as_ref()?.as_str()))
+            .collect();
+        let now = match self.writable(name).await {
+            Ok(now) => now,
+            Err(error) => {
+                refuse(writes, &error);
+                return Vec::new();
+            }
+        };
+        let mut by_schema: Vec<Accepted> = Vec::new();
+        let mut keys: HashSet<IdempotencyKey> = HashSet::new();
+        for (write, logged) in writes.into_iter().zip(logged) {
+            let Some((group, table)) = now.as_ref().filter(|(group, _)| group.id == write.group.id) else {
+                let is_exact = write.is_exact;
+                write.answer(if is_exact { Ok(Outcome::Stale) } else { Err(replaced(name)) });
+                continue;
+            };
+            let key = write.key.as_ref();
+            if let Some(rows) = logged.or_else(|| table.rows_written_with(key?.as_str())) {
+                write.answer(Ok(Outcome::Rows(rows)));
+            } else if write.is_exact && write.group != *group {
+                write.answer(Ok(Outcome::Stale));
+            } else if key.is_some_and(|key| !keys.insert(key.clone())) {
+                again.push(write); // the same write twice: the second finds the first logged
+            } else {
+                let ingested_at_us = self.stamps.next(group.id, table.snapshot_property(super::INGESTED_AT));
+                match by_schema.iter_mut().find(|round| round.takes(&write)) {
+                    Some(round) => round.add(write, ingested_at_us),
+                    None => by_schema.push(Accepted::new(write, Arc::clone(group), ingested_at_us)),
+                }
+            }
+        }
+        by_schema.into_iter().filter_map(Accepted::concatenated).collect()
+    }
+
+    /// The group of that name as it is now, which the log has room for; `None` where there is none.
+    async fn writable(&self, name: &TableName) -> Result<Option<(Arc<FeatureGroup>, OfflineTable)>> {
+        let object = self.registry.object(name).await?;
+        let Some(Object::FeatureGroup(group, table)) = object else {
+            self.trickle.known.invalidate(name);
+            return Ok(None);
+        };
+        let extent = self.offline.logged(group.id);
+        if is_large(&extent, FOLDS_BEHIND_MAX) {
+            self.fold(group.id, name).await?;
+        } else if is_large(&extent, 1) {
+            self.trickle.wanted.notify_one();
+        }
+        self.trickle.known.insert(name.clone(), (Arc::clone(&group), table.clone()));
+        Ok(Some((group, table)))
+    }
+
+    /// Brings logged rows online, and answers who wrote them.
+    async fn finish(&self, round: Accepted) {
+        let group = &round.group;
+        let served = match group.history_schema() == round.schema {
+            true if group.online => self.online.write(group, &round.logged.rows).await,
+            true => Ok(()),
+            false => Err(Error::conflict("the group changed while rows were written into it")),
+        };
+        if let Err(error) = served {
+            tracing::warn!(group = %group.name, %error, "online store is behind until it answers");
+            self.trickle.unserved.lock().insert(group.id);
+            self.trickle.wanted.notify_one();
+        }
+        for write in round.writes {
+            let rows = write.rows.num_rows() as u64;
+            write.answer(Ok(Outcome::Rows(rows)));
+        }
+    }
+
+    /// Waits until something should be folded before its time.
+    pub(crate) async fn fold_wanted(&self) {
+        self.trickle.wanted.notified().await;
+    }
+
+    /// Puts logged rows into snapshots: of tables of which much is logged, or for longer than `age`, or that the online
+    /// store has not taken. What does not succeed is told of in the log, and stays there. Returns how many tables have
+    /// rows that could not be folded.
+    pub(crate) async fn fold_due(&self, age: Duration) -> usize {
+        let age_us = i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
+        let cutoff_us = self.clock.now_us().saturating_sub(age_us);
+        let unserved = std::mem::take(&mut *self.trickle.unserved.lock());
+        let mut failed = 0;
+        for (id, name, extent) in self.offline.tables_logged() {
+            let is_old = extent.oldest_us.is_some_and(|oldest_us| oldest_us <= cutoff_us);
+            let is_due = is_old || is_large(&extent, 1) || unserved.contains(&id);
+            if is_due && let Err(error) = self.fold(id, &name).await {
+                tracing::warn!(table = %name, %error, "logged rows are not in a snapshot yet; retrying");
+                failed += 1;
+            }
+        }
+        failed
+    }
+
+    /// Puts what is logged of a table, or of all, into snapshots. Returns whether there was something.
+    ///
+    /// # Errors
+    /// Those of a commit; the rows stay in the log then.
+    pub(crate) async fn checkpoint(&self, name: Option<&TableName>) -> Result<bool> {
+        let mut folded = false;
+        for (id, logged, _) in self.offline.tables_logged() {
+            if name.is_none_or(|name| logged == *name) {
+                self.fold(id, &logged).await?;
+                folded = true;
+            }
+        }
+        Ok(folded)
+    }
+
+    async fn fold(&self, table: Uuid, name: &TableName) -> Result<()> {
+        let lock = self.folds.of(table);
+        let folded = {
+            let _one_at_a_time = lock.lock().await;
+            self.offline.fold(table, name).await?
+        };
+        if let Some(table) = folded {
+            self.serve(table).await;
+        }
+        Ok(())
+    }
+}
+
+/// Writes of one round into one table, under one schema.
+struct Accepted {
+    /// As it is now.
+    group: Arc<FeatureGroup>,
+    /// As the rows have it, system columns included.
+    schema: SchemaRef,
+    writes: Vec<Write>,
+    batches: Vec<RecordBatch>,
+    logged: Logged,
+}
+
+impl Accepted {
+    fn new(write: Write, group: Arc<FeatureGroup>, ingested_at_us: i64) -> Self {
+        let schema = write.group.history_schema();
+        let logged = Logged {
+            number: 0,
+            table_id: group.id,
+            name: group.name.clone(),
+            schema_id: write.table.iceberg_schema().schema_id(),
+            rows: RecordBatch::new_empty(Arc::clone(&schema)),
+            writes: Vec::new(),
+            ingested_at_us,
+        };
+        let mut round = Self { group, schema, writes: Vec::new(), batches: Vec::new(), logged };
+        round.add(write, ingested_at_us);
+        round
+    }
+
+    fn takes(&self, write: &Write) -> bool {
+        self.logged.schema_id == write.table.iceberg_schema().schema_id()
+    }
+
+    fn add(&mut self, write: Write, ingested_at_us: i64) {
+        match stamp(&write.rows, &self.schema, ingested_at_us, &mut 0) {
+            Ok(rows) => {
+                self.logged.writes.push(LoggedWrite { rows: rows.num_rows(), key: write.key.clone() });
+                self.logged.ingested_at_us = ingested_at_us;
+                self.batches.push(rows);
+                self.writes.push(write);
+            }
+            Err(error) => write.answer(Err(error)),
+        }
+    }
+
+    /// With its rows as one batch; `None` where that fails, or there are none.
+    fn concatenated(mut self) -> Option<Self> {
+        let rows = concat_batches(&self.schema, &std::mem::take(&mut self.batches));
+        // One batch alone stays what it was, and may be a part of a message or of a larger batch: this is to be kept.
+        let all = UInt32Array::from_iter_values(0..rows.as_ref().map_or(0, |rows| rows.num_rows() as u32));
+        match rows.and_then(|rows| take_record_batch(&rows, &all)) {
+            Ok(rows) => {
+                self.logged.rows = rows;
+                (!self.writes.is_empty()).then_some(self)
+            }
+            Err(error) => {
+                refuse(self.writes, &error.into());
+                None
+            }
+        }
+    }
+}
+
+fn is_large(extent: &LogExtent, times: usize) -> bool {
+    extent.rows >= FOLD_ROWS * times || extent.bytes >= FOLD_BYTES * times || extent.keys >= FOLD_KEYS * times
+}
+
+fn refuse(writes: Vec<Write>, error: &Error) {
+    for write in writes {
+        write.answer(Err(Error::new(error.kind(), error.message())));
+    }
+}
+
+fn replaced(name: &TableName) -> Error {
+    Error::conflict(format!("table '{name}' was dropped or replaced meanwhile"))
+}

@@ -1,0 +1,262 @@
+//! What is logged, on disk: one file that one server holds.
+//!
+//! ```text
+//! table "log"     "id"  →  16 bytes that no other log has         "next"  →  u64, the number of the next record
+//! table "records" number, u64  →  record                          (numbers of a log only grow, over restarts too)
+//!
+//! record (protobuf)   1 table's id   2 its schema   3 its name   4 Iceberg schema's id   5 writes   6 _ingested_at, µs
+//!                     7 rows as an Arrow IPC stream
+//! write               1 rows         2 idempotency key
+//! ```
+//! A record is there once its transaction is durable, and whole or not at all: redb sees to that.
+
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use datafusion::arrow::array::RecordBatch;
+use datafusion::arrow::compute::concat_batches;
+use datafusion::arrow::ipc::reader::StreamReader;
+use datafusion::arrow::ipc::writer::StreamWriter;
+use prost::Message;
+use redb::{Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use uuid::Uuid;
+
+use super::{Logged, LoggedWrite};
+use crate::error::{Error, Result};
+use crate::model::{IdempotencyKey, TableName};
+
+const LOG: TableDefinition<&str, &[u8]> = TableDefinition::new("log");
+const RECORDS: TableDefinition<u64, &[u8]> = TableDefinition::new("records");
+const CACHE_BYTES: usize = 16 << 20;
+/// Servers that share a directory have a file each.
+const FILES_MAX: usize = 64;
+
+/// One file of the log.
+#[derive(Debug)]
+pub(super) struct Journal {
+    database: Arc<Database>,
+    path: PathBuf,
+    pub(super) id: Uuid,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RecordMessage {
+    #[prost(bytes = "bytes", tag = "1")]
+    table_id: Bytes,
+    #[prost(string, tag = "2")]
+    schema: String,
+    #[prost(string, tag = "3")]
+    name: String,
+    #[prost(int32, tag = "4")]
+    schema_id: i32,
+    #[prost(message, repeated, tag = "5")]
+    writes: Vec<WriteMessage>,
+    #[prost(int64, tag = "6")]
+    ingested_at_us: i64,
+    #[prost(bytes = "bytes", tag = "7")]
+    rows: Bytes,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct WriteMessage {
+    #[prost(uint64, tag = "1")]
+    rows: u64,
+    #[prost(string, optional, tag = "2")]
+    key: Option<String>,
+}
+
+impl Journal {
+    /// Opens all files of the directory that no other server holds, with what is in them. The first of them is this
+    /// server's to write to; the others are of servers that ended, and are here to be folded.
+    pub(super) fn open_all(directory: &Path) -> Result<Vec<(Self, Vec<Logged>)>> {
+        std::fs::create_dir_all(directory).map_err(|e| {
+            Error::unavailable(format!("cannot use the directory of the log '{}'", directory.display()))
+                .with_source(e)
+        })?;
+        let mut opened = Vec::new();
+        for number in 0..FILES_MAX {
+            let path = directory.join(format!("{number}.redb"));
+            if !opened.is_empty() && !path.exists() {
+                return Ok(opened);
+            }
+            match Database::builder().set_cache_size(CACHE_BYTES).create(&path) {
+                Ok(database) => opened.push(Self::of(database, path)?),
+                Err(DatabaseError::DatabaseAlreadyOpen) => {}
+                Err(error) => return Err(failed(&path, error.into())),
+            }
+        }
+        match opened.is_empty() {
+            false => Ok(opened),
+            true => Err(Error::unavailable(format!(
+                "all {FILES_MAX} files of the log in '{}' are in use by other servers: choose another data directory",
+                directory.display()
+            ))),
+        }
+    }
+
+    fn of(database: Database, path: PathBuf) -> Result<(Self, Vec<Logged>)> {
+        let id = identity(&database).map_err(|e| failed(&path, e))?;
+        let journal = Self { database: Arc::new(database), path, id };
+        let records = journal.records()?;
+        Ok((journal, records))
+    }
+
+    fn records(&self) -> Result<Vec<Logged>> {
+        let read = || -> Result<Vec<(u64, Vec<u8>)>, redb::Error> {
+            let records = self.database.begin_read()?.open_table(RECORDS)?;
+            let record = |entry: Result<(redb::AccessGuard<'_, u64>, redb::AccessGuard<'_, &[u8]>), _>| {
+                let (number, bytes) = entry?;
+                Ok((number.value(), bytes.value().to_vec()))
+            };
+            records.iter()?.map(record).collect()
+        };
+        let records = read().map_err(|e| failed(&self.path, e))?.into_iter();
+        let logged = |(number, bytes)| {
+            decoded(number, bytes).map_err(|error| {
+                let path = self.path.display();
+                Error::corrupt(format!("record {number} of the log '{path}' is not as it was written"))
+                    .with_source(error)
+            })
+        };
+        records.map(logged).collect()
+    }
+
+    /// Writes rows of one or several tables, and returns when they are durable: all of them, or on an error none. Gives
+    /// them their numbers.
+    pub(super) async fn append(&self, mut rows: Vec<Logged>) -> Result<Vec<Logged>> {
+        let (database, path) = (Arc::clone(&self.database), self.path.clone());
+        let write = move || {
+            let encoded = rows.iter().map(encoded).collect::<Result<Vec<_>>>()?;
+            let number = || -> Result<u64, redb::Error> {
+                let transaction = database.begin_write()?;
+                let first = {
+                    let mut log = transaction.open_table(LOG)?;
+                    let first = next(&log)?;
+                    let behind = first + encoded.len() as u64;
+                    log.insert("next", behind.to_be_bytes().as_slice())?;
+                    let mut records = transaction.open_table(RECORDS)?;
+                    for (number, record) in (first..).zip(&encoded) {
+                        records.insert(number, record.as_slice())?;
+                    }
+                    first
+                };
+                transaction.commit()?;
+                Ok(first)
+            };
+            let first = number().map_err(|e| failed(&path, e))?;
+            for (number, logged) in (first..).zip(&mut rows) {
+                logged.number = number;
+            }
+            Ok(rows)
+        };
+        blocking(write).await
+    }
+
+    /// Forgets records. A crash may bring them back: their tables know that they have them.
+    pub(super) async fn remove(&self, numbers: Vec<u64>) -> Result<()> {
+        let (database, path) = (Arc::clone(&self.database), self.path.clone());
+        let remove = move || -> Result<(), redb::Error> {
+            let mut transaction = database.begin_write()?;
+            transaction.set_durability(Durability::None)?;
+            {
+                let mut records = transaction.open_table(RECORDS)?;
+                for number in numbers {
+                    records.remove(number)?;
+                }
+            }
+            Ok(transaction.commit()?)
+        };
+        blocking(move || remove().map_err(|e| failed(&path, e))).await
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|e| Error::internal("a task of the log did not finish").with_source(e))?
+}
+
+fn identity(database: &Database) -> Result<Uuid, redb::Error> {
+    let transaction = database.begin_write()?;
+    let id = {
+        transaction.open_table(RECORDS)?;
+        let mut log = transaction.open_table(LOG)?;
+        let known = log.get("id")?.and_then(|id| Uuid::from_slice(id.value()).ok());
+        let id = known.unwrap_or_else(Uuid::now_v7);
+        log.insert("id", id.as_bytes().as_slice())?;
+        id
+    };
+    transaction.commit()?;
+    Ok(id)
+}
+
+/// Numbers begin with 1: a table that has folded nothing has folded up to 0.
+fn next(log: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<u64, redb::Error> {
+    let next = log.get("next")?.and_then(|next| next.value().try_into().ok());
+    Ok(next.map_or(1, u64::from_be_bytes))
+}
+
+fn encoded(logged: &Logged) -> Result<Vec<u8>> {
+    let mut rows = Vec::new();
+    let mut writer = StreamWriter::try_new(&mut rows, &logged.rows.schema())?;
+    writer.write(&logged.rows)?;
+    writer.finish()?;
+    drop(writer);
+    let write = |write: &LoggedWrite| WriteMessage {
+        rows: write.rows as u64,
+        key: write.key.as_ref().map(ToString::to_string),
+    };
+    let message = RecordMessage {
+        table_id: Bytes::copy_from_slice(logged.table_id.as_bytes()),
+        schema: logged.name.schema.clone(),
+        name: logged.name.name.clone(),
+        schema_id: logged.schema_id,
+        writes: logged.writes.iter().map(write).collect(),
+        ingested_at_us: logged.ingested_at_us,
+        rows: rows.into(),
+    };
+    Ok(message.encode_to_vec())
+}
+
+fn decoded(number: u64, bytes: Vec<u8>) -> Result<Logged> {
+    let wrong = || Error::corrupt("it does not decode");
+    let message = RecordMessage::decode(Bytes::from(bytes)).map_err(|e| wrong().with_source(e))?;
+    let reader = StreamReader::try_new(Cursor::new(message.rows), None)?;
+    let schema = reader.schema();
+    let rows: Vec<RecordBatch> = reader.collect::<Result<_, _>>()?;
+    let write = |write: WriteMessage| {
+        let key = write.key.map(|key| IdempotencyKey::parse(&key)).transpose()?;
+        Ok(LoggedWrite { rows: usize::try_from(write.rows).unwrap_or(usize::MAX), key })
+    };
+    let logged = Logged {
+        number,
+        table_id: Uuid::from_slice(&message.table_id).map_err(|e| wrong().with_source(e))?,
+        name: TableName::new(message.schema, message.name),
+        schema_id: message.schema_id,
+        rows: concat_batches(&schema, &rows)?,
+        writes: message.writes.into_iter().map(write).collect::<Result<_>>()?,
+        ingested_at_us: message.ingested_at_us,
+    };
+    match logged.writes.iter().map(|write| write.rows).sum::<usize>() == logged.rows.num_rows() {
+        true => Ok(logged),
+        false => Err(wrong()),
+    }
+}
+
+fn failed(path: &Path, error: redb::Error) -> Error {
+    let path = path.display();
+    match error {
+        redb::Error::Corrupted(_) | redb::Error::RepairAborted | redb::Error::UpgradeRequired(_) => {
+            Error::corrupt(format!(
+                "the log '{path}' is damaged: it may hold writes that no snapshot has; restore it, or move it away to \
+                 go on without them"
+            ))
+            .with_source(error)
+        }
+        other => Error::unavailable(format!(
+            "the log '{path}' cannot be read or written: look whether its disk is full or read-only"
+        ))
+        .with_source(other),
+    }
+}

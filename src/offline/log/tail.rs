@@ -1,0 +1,205 @@
+//! Logged rows that no snapshot has, in memory: what queries read beside a snapshot, and what a fold commits.
+//!
+//! ```text
+//!   dropped │ folded: kept for who reads an older snapshot │ pieces: sealed, each is a file once read │ open: the newest
+//! ──────────┼──────────────────────────────────────────────┼──────────────────────────────────────────┼─────────────────▶
+//!         base                                       the table's property                        barrier          numbers
+//! ```
+//! A piece never changes, so that its rows are written to one file once, whoever asks first: queries read that file, and
+//! the fold commits it. Small pieces are merged into larger ones, but never across the end of a fold that was begun.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use iceberg::spec::DataFile;
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
+use uuid::Uuid;
+
+use super::Logged;
+use crate::model::TableName;
+
+/// Logged rows of one table under one schema, oldest first.
+#[derive(Debug)]
+pub(super) struct Piece {
+    pub(super) logged: Vec<Arc<Logged>>,
+    rows: usize,
+    /// The data files of its rows, once somebody wanted them.
+    pub(super) files: OnceCell<Vec<DataFile>>,
+}
+
+impl Piece {
+    pub(super) fn new(logged: Vec<Arc<Logged>>) -> Arc<Self> {
+        let rows = logged.iter().map(|logged| logged.rows.num_rows()).sum();
+        Arc::new(Self { logged, rows, files: OnceCell::new() })
+    }
+
+    fn first(&self) -> u64 {
+        self.logged.first().map_or(0, |logged| logged.number)
+    }
+
+    pub(super) fn last(&self) -> u64 {
+        self.logged.last().map_or(0, |logged| logged.number)
+    }
+
+    pub(super) fn schema_id(&self) -> i32 {
+        self.logged.first().map_or(0, |logged| logged.schema_id)
+    }
+}
+
+/// What is logged of one table.
+#[derive(Debug)]
+struct Tail {
+    name: TableName,
+    folded: Vec<Arc<Piece>>,
+    pieces: Vec<Arc<Piece>>,
+    open: Vec<Arc<Logged>>,
+    base: u64,
+    barrier: u64,
+    keys: HashMap<String, u64>,
+    extent: Extent,
+}
+
+/// How much of a table is logged and in no snapshot.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) rows: usize,
+    pub(crate) bytes: usize,
+    pub(crate) keys: usize,
+    /// `_ingested_at` of the oldest, in µs since 1970.
+    pub(crate) oldest_us: Option<i64>,
+}
+
+impl Tail {
+    fn of(name: TableName) -> Self {
+        Self {
+            name,
+            folded: Vec::new(),
+            pieces: Vec::new(),
+            open: Vec::new(),
+            base: 0,
+            barrier: 0,
+            keys: HashMap::new(),
+            extent: Extent::default(),
+        }
+    }
+
+    fn push(&mut self, logged: Arc<Logged>) {
+        self.extent.rows += logged.rows.num_rows();
+        self.extent.bytes += logged.rows.get_array_memory_size();
+        self.extent.oldest_us.get_or_insert(logged.ingested_at_us);
+        for write in &logged.writes {
+            if let Some(key) = &write.key {
+                self.keys.insert(key.to_string(), write.rows as u64);
+            }
+        }
+        self.extent.keys = self.keys.len();
+        self.open.push(logged);
+    }
+
+    /// `folded` is what some state of the table has: no piece lies on both sides of it.
+    fn seal(&mut self, folded: u64) {
+        self.barrier = self.barrier.max(folded);
+        let barrier = self.barrier;
+        let together = |a: &Arc<Logged>, b: &Arc<Logged>| {
+            a.schema_id == b.schema_id && (a.number <= barrier) == (b.number <= barrier)
+        };
+        for logged in std::mem::take(&mut self.open).chunk_by(together) {
+            self.pieces.push(Piece::new(logged.to_vec()));
+            self.merge();
+        }
+    }
+
+    /// As in a binary counter: a row is merged as often as the rows behind it double.
+    fn merge(&mut self) {
+        while let [.., before, last] = self.pieces.as_slice()
+            && before.first() > self.barrier
+            && before.schema_id() == last.schema_id()
+            && before.rows < 2 * last.rows
+        {
+            let merged = Piece::new(before.logged.iter().chain(&last.logged).cloned().collect());
+            self.pieces.truncate(self.pieces.len() - 2);
+            self.pieces.push(merged);
+        }
+    }
+
+    fn folded(&mut self, upto: u64) {
+        if let Some(last) = self.folded.last() {
+            self.base = self.base.max(last.last());
+        }
+        let (folded, rest) = std::mem::take(&mut self.pieces).into_iter().partition(|p| p.last() <= upto);
+        (self.folded, self.pieces) = (folded, rest);
+        let logged = self.pieces.iter().flat_map(|piece| piece.logged.iter().cloned());
+        let left: Vec<_> = logged.chain(std::mem::take(&mut self.open)).collect();
+        // They are counted again; pieces stay as they are.
+        (self.extent, self.keys) = (Extent::default(), HashMap::new());
+        let open: usize = self.pieces.iter().map(|piece| piece.logged.len()).sum();
+        left.into_iter().for_each(|logged| self.push(logged));
+        self.open.drain(..open);
+    }
+}
+
+/// The tails of all tables, by their ids.
+#[derive(Debug, Default)]
+pub(super) struct Tails(Mutex<HashMap<Uuid, Tail>>);
+
+/// What a reader wants is not in memory any more.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Gone;
+
+impl Tails {
+    pub(super) fn push(&self, logged: Logged) {
+        let mut tails = self.0.lock();
+        let tail = tails.entry(logged.table_id).or_insert_with(|| Tail::of(logged.name.clone()));
+        tail.push(Arc::new(logged));
+    }
+
+    /// What is logged of a table behind the number `folded`.
+    pub(super) fn behind(&self, table: Uuid, folded: u64) -> Result<Vec<Arc<Piece>>, Gone> {
+        let mut tails = self.0.lock();
+        let Some(tail) = tails.get_mut(&table) else { return Ok(Vec::new()) };
+        if folded < tail.base {
+            return Err(Gone);
+        }
+        tail.seal(folded);
+        let pieces = tail.folded.iter().chain(&tail.pieces);
+        Ok(pieces.filter(|piece| piece.first() > folded).cloned().collect())
+    }
+
+    /// What is to be folded into a table that has what is up to `folded`. From now on nothing is merged with it.
+    pub(super) fn to_fold(&self, table: Uuid, folded: u64) -> Vec<Arc<Piece>> {
+        let mut tails = self.0.lock();
+        let Some(tail) = tails.get_mut(&table) else { return Vec::new() };
+        tail.seal(folded);
+        tail.barrier = tail.pieces.last().map_or(tail.barrier, |piece| piece.last());
+        tail.pieces.clone()
+    }
+
+    /// Everything up to that number is in a snapshot.
+    pub(super) fn folded(&self, table: Uuid, upto: u64) {
+        if let Some(tail) = self.0.lock().get_mut(&table) {
+            tail.folded(upto);
+        }
+    }
+
+    /// The table is gone, and so are its rows.
+    pub(super) fn forget(&self, table: Uuid) {
+        self.0.lock().remove(&table);
+    }
+
+    /// The rows of the write with that key, if it is logged and in no snapshot.
+    pub(super) fn rows_written_with(&self, table: Uuid, key: &str) -> Option<u64> {
+        self.0.lock().get(&table)?.keys.get(key).copied()
+    }
+
+    pub(super) fn extent(&self, table: Uuid) -> Extent {
+        self.0.lock().get(&table).map_or_else(Extent::default, |tail| tail.extent)
+    }
+
+    /// The tables of which something is logged, and how much.
+    pub(super) fn extents(&self) -> Vec<(Uuid, TableName, Extent)> {
+        let tails = self.0.lock();
+        let some = tails.iter().filter(|(_, tail)| tail.extent.rows > 0);
+        some.map(|(id, tail)| (*id, tail.name.clone(), tail.extent)).collect()
+    }
+}
