@@ -132,6 +132,7 @@ impl Ingest {
         let conform = Conform::to_group(group, &rows.schema())?;
         let rows = conformed(rows, conform, group.schema());
         let ingested_at_us = self.stamps.next(group.id, ingested);
+        self.offline.cut_log(group.id, ingested_at_us);
         let rows = stamp::stamped(rows, group.history_schema(), ingested_at_us);
         let mut properties = properties(key);
         properties.insert(INGESTED_AT.to_owned(), ingested_at_us.to_string());

@@ -28,11 +28,16 @@ impl Stamps {
 
     /// `committed` is the property of the newest snapshot, which another process may have written.
     pub(super) fn next(&self, group: Uuid, committed: Option<&str>) -> i64 {
+        self.next_of(group, committed, 1)
+    }
+
+    /// As many that follow one another; returns the first.
+    pub(super) fn next_of(&self, group: Uuid, committed: Option<&str>, count: usize) -> i64 {
         let committed = committed.and_then(|text| text.parse().ok()).unwrap_or(i64::MIN);
         let mut last_us = self.last_us.lock();
         let last = last_us.get(&group).copied().unwrap_or(i64::MIN).max(committed);
         let next = self.clock.now_us().max(last.saturating_add(1));
-        last_us.insert(group, next);
+        last_us.insert(group, next.saturating_add(count.max(1) as i64 - 1));
         next
     }
 }

@@ -259,10 +259,12 @@ impl Ingest {
                 return Vec::new();
             }
         };
-        let mut by_schema: Vec<Accepted> = Vec::new();
         let mut keys: HashSet<IdempotencyKey> = HashSet::new();
+        let mut fit = Vec::with_capacity(writes.len());
         for (write, logged) in writes.into_iter().zip(logged) {
-            let Some((group, table)) = now.as_ref().filter(|(group, _)| group.id == write.group.id) else {
+            let now = now.as_ref().filter(|(group, _)| group.id == write.group.id);
+            let Some((group, table)) = now.filter(|(group, _)| !write.is_exact || write.group == *group)
+            else {
                 let is_exact = write.is_exact;
                 write.answer(if is_exact { Ok(Outcome::Stale) } else { Err(replaced(name)) });
                 continue;
@@ -270,16 +272,20 @@ impl Ingest {
             let key = write.key.as_ref();
             if let Some(rows) = logged.or_else(|| table.rows_written_with(key?.as_str())) {
                 write.answer(Ok(Outcome::Rows(rows)));
-            } else if write.is_exact && write.group != *group {
-                write.answer(Ok(Outcome::Stale));
             } else if key.is_some_and(|key| !keys.insert(key.clone())) {
                 again.push(write); // the same write twice: the second finds the first logged
             } else {
-                let ingested_at_us = self.stamps.next(group.id, table.snapshot_property(super::INGESTED_AT));
-                match by_schema.iter_mut().find(|round| round.takes(&write)) {
-                    Some(round) => round.add(write, ingested_at_us),
-                    None => by_schema.push(Accepted::new(write, Arc::clone(group), ingested_at_us)),
-                }
+                fit.push((write, Arc::clone(group), table.snapshot_property(super::INGESTED_AT)));
+            }
+        }
+        let Some((_, group, committed)) = fit.first() else { return Vec::new() };
+        // In one go, so that no other write of the group lies between them.
+        let first_us = self.stamps.next_of(group.id, *committed, fit.len());
+        let mut by_schema: Vec<Accepted> = Vec::new();
+        for ((write, group, _), ingested_at_us) in fit.into_iter().zip(first_us..) {
+            match by_schema.iter_mut().find(|round| round.takes(&write)) {
+                Some(round) => round.add(write, ingested_at_us),
+                None => by_schema.push(Accepted::new(write, group, ingested_at_us)),
             }
         }
         by_schema.into_iter().filter_map(Accepted::concatenated).collect()

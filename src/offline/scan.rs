@@ -35,9 +35,9 @@ use super::rows::RowFile;
 use super::sparse::{SparseFile, SparseScanExec};
 use super::statistics::{FileBounds, file_statistics, kept_part, may_hold_nan, without_endless};
 use super::store::OfflineStore;
-use super::table::{OfflineTable, logged_file};
+use super::table::OfflineTable;
 use crate::error::Error;
-use crate::model::TableVersion;
+use crate::model::{LoggedFile, TableVersion};
 
 /// Where a filter keeps at most this part of the rows, their other columns are read value by value.
 const SPARSE_PART_MAX: f64 = 0.1;
@@ -107,16 +107,19 @@ impl IcebergTable {
     }
 
     async fn logged(&self) -> crate::error::Result<&[DataFile]> {
-        if let Some(given) = self.table.given_logged() {
-            return Ok(given);
-        }
-        let files = async || Ok(self.store.logged_files(&self.table).await?.into());
+        let files = async || {
+            let files = match self.table.given_logged() {
+                Some(given) => self.store.given_files(&self.table, given)?,
+                None => self.store.logged_files(&self.table).await?,
+            };
+            Ok(files.into())
+        };
         self.logged.get_or_try_init(files).await.map(|files| files.as_ref())
     }
 
     /// What it reads, from now on, in a form that outlives it: see [`OfflineTable::at_version`].
     pub(crate) async fn version(&self) -> crate::error::Result<TableVersion> {
-        let logged = self.logged().await?.iter().map(logged_file).collect();
+        let logged = self.logged().await?.iter().map(LoggedFile::from).collect();
         Ok(TableVersion { logged, ..self.table.version() })
     }
 

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use chrono::{DateTime, SecondsFormat};
 use datafusion::arrow::datatypes::{FieldRef, SchemaRef};
 use iceberg::spec::{
-    DataContentType, DataFile, DataFileBuilder, DataFileFormat, Operation, Schema,
-    SchemaRef as IcebergSchemaRef, SnapshotRef, Struct, TableMetadataRef,
+    DataFile, Operation, Schema, SchemaRef as IcebergSchemaRef, SnapshotRef, TableMetadataRef,
 };
 
 use super::commit::{IDEMPOTENCY_KEY, IDEMPOTENCY_KEYS};
@@ -32,7 +31,7 @@ pub(crate) struct OfflineTable {
     order: Option<Arc<TableOrder>>,
     /// The files of logged rows that are seen beside the snapshot; `None` where those are seen that are there when
     /// somebody looks.
-    logged: Option<Arc<[DataFile]>>,
+    logged: Option<Arc<[LoggedFile]>>,
 }
 
 impl OfflineTable {
@@ -49,7 +48,7 @@ impl OfflineTable {
         metadata: TableMetadataRef,
         snapshot: Option<SnapshotRef>,
         iceberg_schema: IcebergSchemaRef,
-        logged: Option<Arc<[DataFile]>>,
+        logged: Option<Arc<[LoggedFile]>>,
     ) -> Result<Self> {
         let schema = arrow_schema(&iceberg_schema)?;
         let order = TableOrder::of(&metadata, &iceberg_schema, &schema).map(Arc::new);
@@ -108,34 +107,18 @@ impl OfflineTable {
             schema_id: self.iceberg_schema.schema_id(),
             snapshot_id: self.snapshot.as_ref().map(|snapshot| snapshot.snapshot_id()),
             ttl: None,
-            logged: self.logged.iter().flat_map(|files| files.iter()).map(logged_file).collect(),
+            logged: self.logged.as_deref().unwrap_or_default().to_vec(),
         }
     }
 
     /// The same with these files of logged rows, and no others, beside its snapshot.
-    pub(crate) fn with_logged(self, files: &[LoggedFile]) -> Result<Self> {
-        let data_file = |file: &LoggedFile| {
-            let mut builder = DataFileBuilder::default();
-            builder
-                .content(DataContentType::Data)
-                .file_path(file.path.clone())
-                .file_format(DataFileFormat::Parquet)
-                .partition(Struct::empty())
-                .partition_spec_id(self.metadata.default_partition_spec_id())
-                .record_count(file.rows)
-                .file_size_in_bytes(file.bytes);
-            if let Some(order) = file.sort_order_id {
-                builder.sort_order_id(order);
-            }
-            builder.build().map_err(|e| Error::internal("a file of logged rows is none").with_source(e))
-        };
-        let logged = files.iter().map(data_file).collect::<Result<_>>()?;
-        Ok(Self { logged: Some(logged), ..self })
+    pub(crate) fn with_logged(self, files: &[LoggedFile]) -> Self {
+        Self { logged: Some(files.into()), ..self }
     }
 
     /// The files of logged rows that it was given; `None` where those are meant that are there now.
-    pub(super) fn given_logged(&self) -> Option<&Arc<[DataFile]>> {
-        self.logged.as_ref()
+    pub(super) fn given_logged(&self) -> Option<&[LoggedFile]> {
+        self.logged.as_deref()
     }
 
     /// The table as an earlier reader saw it: the same rows, under the same columns.
@@ -159,8 +142,8 @@ impl OfflineTable {
             gone(&format!("schema {} of table '{}' is no longer kept", version.schema_id, self.name))
         })?;
         let (location, metadata) = (Arc::clone(&self.location), Arc::clone(&self.metadata));
-        let then = Self::seen(self.name.clone(), location, metadata, snapshot, schema, None)?;
-        then.with_logged(&version.logged)
+        let logged = Some(version.logged.as_slice().into());
+        Self::seen(self.name.clone(), location, metadata, snapshot, schema, logged)
     }
 
     pub(crate) fn name(&self) -> &TableName {
@@ -285,15 +268,6 @@ impl OfflineTable {
     pub(crate) fn snapshot_property(&self, key: &str) -> Option<&str> {
         let summary = self.metadata.current_snapshot()?.summary();
         summary.additional_properties.get(key).map(String::as_str)
-    }
-}
-
-pub(super) fn logged_file(file: &DataFile) -> LoggedFile {
-    LoggedFile {
-        path: file.file_path().to_owned(),
-        bytes: file.file_size_in_bytes(),
-        rows: file.record_count(),
-        sort_order_id: file.sort_order_id(),
     }
 }
 

@@ -43,9 +43,9 @@ impl Object {
         if is_same(self.version()) {
             return Ok(match self {
                 Self::FeatureGroup(group, table) => {
-                    Self::FeatureGroup(group, table.with_logged(&version.logged)?)
+                    Self::FeatureGroup(group, table.with_logged(&version.logged))
                 }
-                Self::Table(table) => Self::Table(table.with_logged(&version.logged)?),
+                Self::Table(table) => Self::Table(table.with_logged(&version.logged)),
             });
         }
         let (Self::FeatureGroup(_, table) | Self::Table(table)) = self;

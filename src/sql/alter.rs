@@ -155,6 +155,8 @@ impl Session {
             None => return Err(Error::not_found(format!("feature group '{name}' does not exist"))),
         };
         let ingest = &self.engine.ingest;
+        // What was logged before the change is in a snapshot of before it.
+        ingest.checkpoint(Some(name)).await?;
         if ingest.must_replay(&group, &group.changed(changes)?) {
             // Before the commit, so that a server that starts again after a crash knows that something is missing.
             ingest.forget_applied(group.id).await?;

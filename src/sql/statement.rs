@@ -113,21 +113,8 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
         ["BEGIN" | "START" | "COMMIT" | "ROLLBACK", ..] => {
             Err(Error::unsupported("transactions are not supported: every statement commits by itself"))
         }
-        ["CHECKPOINT"] => {
-            words_of(&mut parser, 1);
-            finished(Ok(Statement::Checkpoint(None)), &mut parser)
-        }
-        ["CHECKPOINT", ..] => {
-            words_of(&mut parser, 1);
-            let name = parser.parse_object_name(false);
-            finished(name.map(|name| Statement::Checkpoint(Some(name))), &mut parser)
-        }
-        ["REFRESH", "ONLINE", ..] => {
-            words_of(&mut parser, 2);
-            let name = parser.parse_object_name(false);
-            let full = parser.parse_keyword(Keyword::FULL);
-            finished(name.map(|name| Statement::RefreshOnline { name, full }), &mut parser)
-        }
+        ["CHECKPOINT", ..] => finished(checkpoint(&mut parser), &mut parser),
+        ["REFRESH", "ONLINE", ..] => finished(refresh_online(&mut parser), &mut parser),
         ["REFRESH", ..] => Err(Error::invalid(
             "SQL does not parse: write REFRESH ONLINE feature_group, or REFRESH ONLINE feature_group FULL",
         )),
@@ -147,6 +134,19 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
         }
         _ => datafusion_statement(parser),
     }
+}
+
+fn checkpoint(parser: &mut Parser<'_>) -> std::result::Result<Statement, ParserError> {
+    words_of(parser, 1);
+    let is_of_all = matches!(parser.peek_token().token, Token::EOF | Token::SemiColon);
+    let name = (!is_of_all).then(|| parser.parse_object_name(false)).transpose()?;
+    Ok(Statement::Checkpoint(name))
+}
+
+fn refresh_online(parser: &mut Parser<'_>) -> std::result::Result<Statement, ParserError> {
+    words_of(parser, 2);
+    let name = parser.parse_object_name(false)?;
+    Ok(Statement::RefreshOnline { name, full: parser.parse_keyword(Keyword::FULL) })
 }
 
 fn kill_query(parser: &mut Parser<'_>) -> Result<Statement> {

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::execution::memory_pool::{MemoryPool, UnboundedMemoryPool};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use iceberg::spec::DataFile;
+use iceberg::spec::{DataContentType, DataFile, DataFileBuilder, DataFileFormat, Struct};
 use uuid::Uuid;
 
 use super::tail::{Gone, Piece};
 use super::{Log, Logged, LoggedWrite, gone};
 use crate::error::{Error, Result};
-use crate::model::TableName;
+use crate::model::{LoggedFile, TableName};
 use crate::offline::commit::{COMMIT_ATTEMPTS_MAX, IDEMPOTENCY_KEYS, INGESTED_AT, contended};
 use crate::offline::snapshot::{self, Change};
 use crate::offline::store::OfflineStore;
@@ -26,7 +26,7 @@ impl OfflineStore {
     /// `Conflict` where `table` was loaded so long ago that memory no longer has all of it.
     pub(in crate::offline) async fn logged_files(&self, table: &OfflineTable) -> Result<Vec<DataFile>> {
         let mut files = Vec::new();
-        for log in &self.log.0 {
+        for log in &self.log.logs {
             let folded = log.folded_in(&table.metadata);
             let pieces = log.tails.behind(table.metadata.uuid(), folded);
             for piece in without_known(pieces.map_err(|Gone| gone(table))?, table)? {
@@ -34,6 +34,19 @@ impl OfflineStore {
             }
         }
         Ok(files)
+    }
+
+    /// Files of logged rows that somebody saw before, here or at another server, and that may be in a snapshot by now.
+    pub(in crate::offline) fn given_files(
+        &self,
+        table: &OfflineTable,
+        given: &[LoggedFile],
+    ) -> Result<Vec<DataFile>> {
+        let file = |file: &LoggedFile| match self.log.files.get(&file.path) {
+            Some(known) => Ok(known),
+            None => data_file(table, file),
+        };
+        given.iter().map(file).collect()
     }
 
     async fn files_of<'a>(&self, piece: &'a Piece, table: &OfflineTable) -> Result<&'a [DataFile]> {
@@ -53,6 +66,9 @@ impl OfflineStore {
         // The rows are in memory already, and bounded there.
         let memory: Arc<dyn MemoryPool> = Arc::new(UnboundedMemoryPool::default());
         let written = write_files_under(&self.io, &table.metadata, iceberg_schema, rows, &memory).await?;
+        for file in &written.files {
+            self.log.files.insert(file.file_path().to_owned(), file.clone());
+        }
         Ok(written.files)
     }
 
@@ -63,7 +79,7 @@ impl OfflineStore {
     /// Those of a commit; the rows stay in the log then.
     pub(crate) async fn fold(&self, table_id: Uuid, name: &TableName) -> Result<Option<OfflineTable>> {
         let mut folded = None;
-        for log in &self.log.0 {
+        for log in &self.log.logs {
             let now = self.find(table_id, name).await?;
             let before = now.map_or(0, |table| log.folded_in(&table.metadata));
             let pieces = log.tails.to_fold(table_id, before);
@@ -134,6 +150,34 @@ impl OfflineStore {
             }
         }
         Ok(None)
+    }
+}
+
+/// A file of which no more is known: it is read right, but nothing of it is passed over.
+fn data_file(table: &OfflineTable, file: &LoggedFile) -> Result<DataFile> {
+    let mut builder = DataFileBuilder::default();
+    builder
+        .content(DataContentType::Data)
+        .file_path(file.path.clone())
+        .file_format(DataFileFormat::Parquet)
+        .partition(Struct::empty())
+        .partition_spec_id(table.metadata.default_partition_spec_id())
+        .record_count(file.rows)
+        .file_size_in_bytes(file.bytes);
+    if let Some(order) = file.sort_order_id {
+        builder.sort_order_id(order);
+    }
+    builder.build().map_err(|e| Error::internal("a file of logged rows is none").with_source(e))
+}
+
+impl From<&DataFile> for LoggedFile {
+    fn from(file: &DataFile) -> Self {
+        Self {
+            path: file.file_path().to_owned(),
+            bytes: file.file_size_in_bytes(),
+            rows: file.record_count(),
+            sort_order_id: file.sort_order_id(),
+        }
     }
 }
 

@@ -4,9 +4,7 @@
 //! table "log"     "id"  →  16 bytes that no other log has         "next"  →  u64, the number of the next record
 //! table "records" number, u64  →  record                          (numbers of a log only grow, over restarts too)
 //!
-//! record (protobuf)   1 table's id   2 its schema   3 its name   4 Iceberg schema's id   5 writes   6 _ingested_at, µs
-//!                     7 rows as an Arrow IPC stream
-//! write               1 rows         2 idempotency key
+//! record   the rows as an Arrow IPC stream, whose schema's metadata says under "fletching.record" in JSON what they are
 //! ```
 //! A record is there once its transaction is durable, and whole or not at all: redb sees to that.
 
@@ -14,13 +12,11 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
-use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::compute::concat_batches;
 use datafusion::arrow::ipc::reader::StreamReader;
 use datafusion::arrow::ipc::writer::StreamWriter;
-use prost::Message;
 use redb::{Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Logged, LoggedWrite};
@@ -29,6 +25,8 @@ use crate::model::{IdempotencyKey, TableName};
 
 const LOG: TableDefinition<&str, &[u8]> = TableDefinition::new("log");
 const RECORDS: TableDefinition<u64, &[u8]> = TableDefinition::new("records");
+/// In the metadata of a record's schema: see [`Record`].
+const RECORD: &str = "fletching.record";
 const CACHE_BYTES: usize = 16 << 20;
 /// Servers that share a directory have a file each.
 const FILES_MAX: usize = 64;
@@ -41,30 +39,16 @@ pub(super) struct Journal {
     pub(super) id: Uuid,
 }
 
-#[derive(Clone, PartialEq, Message)]
-struct RecordMessage {
-    #[prost(bytes = "bytes", tag = "1")]
-    table_id: Bytes,
-    #[prost(string, tag = "2")]
+/// What a record says of its rows.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    table_id: String,
     schema: String,
-    #[prost(string, tag = "3")]
     name: String,
-    #[prost(int32, tag = "4")]
     schema_id: i32,
-    #[prost(message, repeated, tag = "5")]
-    writes: Vec<WriteMessage>,
-    #[prost(int64, tag = "6")]
+    /// Of each write how many rows are its, in their order, and its idempotency key.
+    writes: Vec<(usize, Option<String>)>,
     ingested_at_us: i64,
-    #[prost(bytes = "bytes", tag = "7")]
-    rows: Bytes,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct WriteMessage {
-    #[prost(uint64, tag = "1")]
-    rows: u64,
-    #[prost(string, optional, tag = "2")]
-    key: Option<String>,
 }
 
 impl Journal {
@@ -198,45 +182,48 @@ fn next(log: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<u64, re
 }
 
 fn encoded(logged: &Logged) -> Result<Vec<u8>> {
-    let mut rows = Vec::new();
-    let mut writer = StreamWriter::try_new(&mut rows, &logged.rows.schema())?;
-    writer.write(&logged.rows)?;
-    writer.finish()?;
-    drop(writer);
-    let write = |write: &LoggedWrite| WriteMessage {
-        rows: write.rows as u64,
-        key: write.key.as_ref().map(ToString::to_string),
-    };
-    let message = RecordMessage {
-        table_id: Bytes::copy_from_slice(logged.table_id.as_bytes()),
+    let write = |write: &LoggedWrite| (write.rows, write.key.as_ref().map(ToString::to_string));
+    let record = Record {
+        table_id: logged.table_id.to_string(),
         schema: logged.name.schema.clone(),
         name: logged.name.name.clone(),
         schema_id: logged.schema_id,
         writes: logged.writes.iter().map(write).collect(),
         ingested_at_us: logged.ingested_at_us,
-        rows: rows.into(),
     };
-    Ok(message.encode_to_vec())
+    let record = serde_json::to_string(&record);
+    let record = record.map_err(|e| Error::internal("a record of the log is no JSON").with_source(e))?;
+    let mut schema = logged.rows.schema().as_ref().clone();
+    schema.metadata.insert(RECORD.to_owned(), record);
+    let mut bytes = Vec::new();
+    let mut writer = StreamWriter::try_new(&mut bytes, &schema)?;
+    writer.write(&logged.rows)?;
+    writer.finish()?;
+    drop(writer);
+    Ok(bytes)
 }
 
 fn decoded(number: u64, bytes: Vec<u8>) -> Result<Logged> {
     let wrong = || Error::corrupt("it does not decode");
-    let message = RecordMessage::decode(Bytes::from(bytes)).map_err(|e| wrong().with_source(e))?;
-    let reader = StreamReader::try_new(Cursor::new(message.rows), None)?;
-    let schema = reader.schema();
-    let rows: Vec<RecordBatch> = reader.collect::<Result<_, _>>()?;
-    let write = |write: WriteMessage| {
-        let key = write.key.map(|key| IdempotencyKey::parse(&key)).transpose()?;
-        Ok(LoggedWrite { rows: usize::try_from(write.rows).unwrap_or(usize::MAX), key })
+    let reader = StreamReader::try_new(Cursor::new(bytes), None)?;
+    let mut schema = reader.schema().as_ref().clone();
+    let record = schema.metadata.remove(RECORD).ok_or_else(wrong)?;
+    let record: Record = serde_json::from_str(&record).map_err(|e| wrong().with_source(e))?;
+    let schema = Arc::new(schema);
+    let batches = reader.map(|batch| batch?.with_schema(Arc::clone(&schema)));
+    let rows = concat_batches(&schema, &batches.collect::<Result<Vec<_>, _>>()?)?;
+    let write = |(rows, key): (usize, Option<String>)| {
+        let key = key.map(|key| IdempotencyKey::parse(&key)).transpose()?;
+        Ok(LoggedWrite { rows, key })
     };
     let logged = Logged {
         number,
-        table_id: Uuid::from_slice(&message.table_id).map_err(|e| wrong().with_source(e))?,
-        name: TableName::new(message.schema, message.name),
-        schema_id: message.schema_id,
-        rows: concat_batches(&schema, &rows)?,
-        writes: message.writes.into_iter().map(write).collect::<Result<_>>()?,
-        ingested_at_us: message.ingested_at_us,
+        table_id: record.table_id.parse().map_err(|e: uuid::Error| wrong().with_source(e))?,
+        name: TableName::new(record.schema, record.name),
+        schema_id: record.schema_id,
+        rows,
+        writes: record.writes.into_iter().map(write).collect::<Result<_>>()?,
+        ingested_at_us: record.ingested_at_us,
     };
     match logged.writes.iter().map(|write| write.rows).sum::<usize>() == logged.rows.num_rows() {
         true => Ok(logged),

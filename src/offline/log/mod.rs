@@ -19,7 +19,8 @@ mod tail;
 use std::path::Path;
 
 use datafusion::arrow::array::RecordBatch;
-use iceberg::spec::TableMetadata;
+use iceberg::spec::{DataFile, TableMetadata};
+use moka::sync::Cache;
 use uuid::Uuid;
 
 use super::store::OfflineStore;
@@ -54,9 +55,23 @@ pub(crate) struct LoggedWrite {
     pub(crate) key: Option<IdempotencyKey>,
 }
 
-/// Files of the log, the first of which is written to.
-#[derive(Debug, Default)]
-pub(super) struct WriteLog(Vec<Log>);
+/// So many data files of logged rows are remembered, for tickets that name them.
+const FILES_MAX: u64 = 4096;
+
+/// The log of a store; without files of its own where it has none.
+#[derive(Debug)]
+pub(super) struct WriteLog {
+    /// The first of them is written to.
+    logs: Vec<Log>,
+    /// Data files of logged rows, by path.
+    files: Cache<String, DataFile>,
+}
+
+impl Default for WriteLog {
+    fn default() -> Self {
+        Self { logs: Vec::new(), files: Cache::new(FILES_MAX) }
+    }
+}
 
 /// One file, and what it holds in memory.
 #[derive(Debug)]
@@ -89,40 +104,45 @@ impl OfflineStore {
         {
             let tails = Tails::default();
             logged.into_iter().for_each(|logged| tails.push(logged));
-            self.log.0.push(Log { journal, tails });
+            self.log.logs.push(Log { journal, tails });
         }
         Ok(self)
     }
 
     /// Whether [`Self::log`] may be asked.
     pub(crate) fn has_log(&self) -> bool {
-        !self.log.0.is_empty()
+        !self.log.logs.is_empty()
     }
 
-    /// Makes rows durable and visible, all or, on an error, none. Returns what is logged of their tables by then.
+    /// Makes rows durable and visible, all or, on an error, none.
     ///
     /// # Errors
     /// `Unavailable` where the log cannot be written.
     pub(crate) async fn log(&self, rows: Vec<Logged>) -> Result<()> {
-        let log = self.log.0.first().ok_or_else(|| Error::internal("there is no log to write to"))?;
+        let log = self.log.logs.first().ok_or_else(|| Error::internal("there is no log to write to"))?;
         let rows = log.journal.append(rows).await?;
         rows.into_iter().for_each(|logged| log.tails.push(logged));
         Ok(())
     }
 
+    /// A write with that `_ingested_at` goes past the log; those that are logged have earlier ones, or later ones.
+    pub(crate) fn cut_log(&self, table: Uuid, ingested_at_us: i64) {
+        self.log.logs.iter().for_each(|log| log.tails.cut(table, ingested_at_us));
+    }
+
     /// The rows of an earlier write with that key that is logged, and in no snapshot that the caller did not see.
     pub(crate) fn rows_logged_with(&self, table: Uuid, key: &str) -> Option<u64> {
-        self.log.0.iter().find_map(|log| log.tails.rows_written_with(table, key))
+        self.log.logs.iter().find_map(|log| log.tails.rows_written_with(table, key))
     }
 
     /// How much of a table the log of this server holds.
     pub(crate) fn logged(&self, table: Uuid) -> LogExtent {
-        self.log.0.first().map_or_else(LogExtent::default, |log| log.tails.extent(table))
+        self.log.logs.first().map_or_else(LogExtent::default, |log| log.tails.extent(table))
     }
 
     /// The tables of which rows are logged.
     pub(crate) fn tables_logged(&self) -> Vec<(Uuid, TableName, LogExtent)> {
-        self.log.0.iter().flat_map(|log| log.tails.extents()).collect()
+        self.log.logs.iter().flat_map(|log| log.tails.extents()).collect()
     }
 }
 

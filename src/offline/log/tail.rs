@@ -19,6 +19,9 @@ use uuid::Uuid;
 use super::Logged;
 use crate::model::TableName;
 
+/// Files that overlap in ingestion are only slower to join, so the last few cuts will do.
+const CUTS_MAX: usize = 16;
+
 /// Logged rows of one table under one schema, oldest first.
 #[derive(Debug)]
 pub(super) struct Piece {
@@ -48,14 +51,17 @@ impl Piece {
 }
 
 /// What is logged of one table.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Tail {
-    name: TableName,
+    name: Option<TableName>,
     folded: Vec<Arc<Piece>>,
     pieces: Vec<Arc<Piece>>,
     open: Vec<Arc<Logged>>,
     base: u64,
     barrier: u64,
+    /// `_ingested_at` of what was written past the log: no piece has rows from before and from behind one of them, so that
+    /// of two files one was ingested last.
+    cuts: Vec<i64>,
     keys: HashMap<String, u64>,
     extent: Extent,
 }
@@ -71,19 +77,6 @@ pub(crate) struct Extent {
 }
 
 impl Tail {
-    fn of(name: TableName) -> Self {
-        Self {
-            name,
-            folded: Vec::new(),
-            pieces: Vec::new(),
-            open: Vec::new(),
-            base: 0,
-            barrier: 0,
-            keys: HashMap::new(),
-            extent: Extent::default(),
-        }
-    }
-
     fn push(&mut self, logged: Arc<Logged>) {
         self.extent.rows += logged.rows.num_rows();
         self.extent.bytes += logged.rows.get_array_memory_size();
@@ -101,21 +94,30 @@ impl Tail {
     fn seal(&mut self, folded: u64) {
         self.barrier = self.barrier.max(folded);
         let barrier = self.barrier;
+        let open = std::mem::take(&mut self.open);
         let together = |a: &Arc<Logged>, b: &Arc<Logged>| {
-            a.schema_id == b.schema_id && (a.number <= barrier) == (b.number <= barrier)
+            self.fit(a, b) && (a.number <= barrier) == (b.number <= barrier)
         };
-        for logged in std::mem::take(&mut self.open).chunk_by(together) {
-            self.pieces.push(Piece::new(logged.to_vec()));
+        let pieces: Vec<_> = open.chunk_by(together).map(|logged| Piece::new(logged.to_vec())).collect();
+        for piece in pieces {
+            self.pieces.push(piece);
             self.merge();
         }
+    }
+
+    /// Whether both may lie in one file; `b` comes behind `a`.
+    fn fit(&self, a: &Logged, b: &Logged) -> bool {
+        let is_between = |cut: &i64| a.ingested_at_us < *cut && *cut < b.ingested_at_us;
+        a.schema_id == b.schema_id && !self.cuts.iter().any(is_between)
     }
 
     /// As in a binary counter: a row is merged as often as the rows behind it double.
     fn merge(&mut self) {
         while let [.., before, last] = self.pieces.as_slice()
             && before.first() > self.barrier
-            && before.schema_id() == last.schema_id()
             && before.rows < 2 * last.rows
+            && let (Some(end), Some(begin)) = (before.logged.last(), last.logged.first())
+            && self.fit(end, begin)
         {
             let merged = Piece::new(before.logged.iter().chain(&last.logged).cloned().collect());
             self.pieces.truncate(self.pieces.len() - 2);
@@ -150,7 +152,8 @@ pub(super) struct Gone;
 impl Tails {
     pub(super) fn push(&self, logged: Logged) {
         let mut tails = self.0.lock();
-        let tail = tails.entry(logged.table_id).or_insert_with(|| Tail::of(logged.name.clone()));
+        let tail = tails.entry(logged.table_id).or_default();
+        tail.name.get_or_insert_with(|| logged.name.clone());
         tail.push(Arc::new(logged));
     }
 
@@ -164,6 +167,14 @@ impl Tails {
         tail.seal(folded);
         let pieces = tail.folded.iter().chain(&tail.pieces);
         Ok(pieces.filter(|piece| piece.first() > folded).cloned().collect())
+    }
+
+    /// Something was ingested past the log.
+    pub(super) fn cut(&self, table: Uuid, ingested_at_us: i64) {
+        let mut tails = self.0.lock();
+        let cuts = &mut tails.entry(table).or_default().cuts;
+        cuts.push(ingested_at_us);
+        cuts.drain(..cuts.len().saturating_sub(CUTS_MAX));
     }
 
     /// What is to be folded into a table that has what is up to `folded`. From now on nothing is merged with it.
@@ -200,6 +211,6 @@ impl Tails {
     pub(super) fn extents(&self) -> Vec<(Uuid, TableName, Extent)> {
         let tails = self.0.lock();
         let some = tails.iter().filter(|(_, tail)| tail.extent.rows > 0);
-        some.map(|(id, tail)| (*id, tail.name.clone(), tail.extent)).collect()
+        some.filter_map(|(id, tail)| Some((*id, tail.name.clone()?, tail.extent))).collect()
     }
 }

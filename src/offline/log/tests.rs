@@ -148,3 +148,24 @@ fn after_a_restart_no_piece_holds_both_what_a_table_has_and_what_it_has_not() {
         assert_eq!(missing, (folded + 1..=5).collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn what_was_written_past_the_log_lies_between_two_files() {
+    let table = Uuid::from_u128(7);
+    let tails = Tails::default();
+    tails.cut(table, 0);
+    for number in [1, 2, 4, 5, 7, 8] {
+        if number == 4 {
+            tails.behind(table, 0).unwrap();
+            tails.cut(table, 3);
+        }
+        if number == 7 {
+            tails.cut(table, 6);
+        }
+        tails.push(logged(number, 1));
+    }
+    let pieces = tails.behind(table, 0).unwrap();
+    let numbers =
+        |piece: &std::sync::Arc<tail::Piece>| piece.logged.iter().map(|l| l.number).collect::<Vec<_>>();
+    assert_eq!(pieces.iter().map(numbers).collect::<Vec<_>>(), [[1, 2], [4, 5], [7, 8]]);
+}
