@@ -210,8 +210,7 @@ fn decoded(number: u64, bytes: Vec<u8>) -> Result<Logged> {
     let record = schema.metadata.remove(RECORD).ok_or_else(wrong)?;
     let record: Record = serde_json::from_str(&record).map_err(|e| wrong().with_source(e))?;
     let schema = Arc::new(schema);
-    let batches = reader.map(|batch| batch?.with_schema(Arc::clone(&schema)));
-    let rows = concat_batches(&schema, &batches.collect::<Result<Vec<_>, _>>()?)?;
+    let rows = concat_batches(&schema, &reader.collect::<Result<Vec<_>, _>>()?)?;
     let write = |(rows, key): (usize, Option<String>)| {
         let key = key.map(|key| IdempotencyKey::parse(&key)).transpose()?;
         Ok(LoggedWrite { rows, key })
