@@ -15,12 +15,38 @@ use crate::answers::{Check, Checker};
 use crate::entities::Entities;
 use crate::record::{Record, Window};
 
-/// What is asked of whom.
+/// Who is called.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct Target {
+pub(crate) struct Server {
     /// http://HOST:PORT
     #[arg(long)]
     url: String,
+    /// The `authorization` header, as in "Bearer …"
+    #[arg(long)]
+    authorization: Option<String>,
+}
+
+impl Server {
+    pub(crate) async fn connect(&self) -> Result<Channel, Failure> {
+        let endpoint = Endpoint::from_shared(self.url.clone())?.tcp_nodelay(true);
+        Ok(endpoint.connect().await.map_err(|error| format!("{}: {error:?}", self.url))?)
+    }
+
+    pub(crate) fn request<T>(&self, message: T) -> Result<Request<T>, Failure> {
+        let mut request = Request::new(message);
+        if let Some(authorization) = &self.authorization {
+            let value: MetadataValue<Ascii> = authorization.parse()?;
+            request.metadata_mut().insert("authorization", value);
+        }
+        Ok(request)
+    }
+}
+
+/// What is asked of whom.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Target {
+    #[command(flatten)]
+    pub(crate) server: Server,
     /// One placeholder takes the entities' keys
     #[arg(long, default_value = "SELECT * FROM LATEST(user_features, ?)")]
     pub(crate) query: String,
@@ -30,9 +56,6 @@ pub(crate) struct Target {
     /// Entities there are: keys are drawn from 0 up to here, each as likely
     #[arg(long, default_value_t = 100_000)]
     entities: u64,
-    /// The `authorization` header, as in "Bearer …"
-    #[arg(long)]
-    authorization: Option<String>,
     /// What of an answer must be right
     #[arg(long, value_enum, default_value = "values")]
     check: Check,
@@ -45,22 +68,8 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    pub(crate) async fn connect(&self) -> Result<Channel, Failure> {
-        let endpoint = Endpoint::from_shared(self.url.clone())?.tcp_nodelay(true);
-        Ok(endpoint.connect().await.map_err(|error| format!("{}: {error:?}", self.url))?)
-    }
-
     pub(crate) fn client(channel: Channel) -> FlightServiceClient<Channel> {
         FlightServiceClient::new(channel).max_decoding_message_size(usize::MAX)
-    }
-
-    pub(crate) fn request<T>(&self, message: T) -> Result<Request<T>, Failure> {
-        let mut request = Request::new(message);
-        if let Some(authorization) = &self.authorization {
-            let value: MetadataValue<Ascii> = authorization.parse()?;
-            request.metadata_mut().insert("authorization", value);
-        }
-        Ok(request)
     }
 
     pub(crate) fn entities(&self, seed: u64) -> Entities {
@@ -109,7 +118,7 @@ impl Caller {
 
     async fn get(&mut self) -> Result<(), Failure> {
         let keys: Vec<u64> = (0..self.target.keys).map(|_| self.entities.draw()).collect();
-        let request = self.target.request(self.ticket(&keys))?;
+        let request = self.target.server.request(self.ticket(&keys))?;
         let mut answer = self.client.do_get(request).await?.into_inner();
         let schema = answer.message().await?.ok_or("an answer without a schema")?;
         self.checker.check_schema(&schema)?;

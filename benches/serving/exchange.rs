@@ -31,7 +31,7 @@ pub(crate) struct ExchangeArgs {
 /// Exchanges, and says what happened; a call is a message.
 pub(crate) async fn run(args: ExchangeArgs) -> Result<Value, Failure> {
     let target = &args.target;
-    let mut client = Target::client(target.connect().await?);
+    let mut client = Target::client(target.server.connect().await?);
     // Never full: the schema, and as many messages as are in flight.
     let (sender, receiver) = mpsc::channel(args.window + 1);
     let mut questions = Questions::new(target, sender)?;
@@ -39,7 +39,7 @@ pub(crate) async fn run(args: ExchangeArgs) -> Result<Value, Failure> {
         questions.ask()?;
     }
     let window = target.window();
-    let request = target.request(ReceiverStream::new(receiver))?;
+    let request = target.server.request(ReceiverStream::new(receiver))?;
     let mut answers = client.do_exchange(request).await?.into_inner();
     let mut checker = target.checker();
     let schema = answers.message().await?.ok_or("the stream ended before its schema")?;

@@ -34,7 +34,7 @@ pub(crate) struct LoadArgs {
 /// Calls, and says what happened.
 pub(crate) async fn run(args: LoadArgs) -> Result<Value, Failure> {
     let target = &args.target;
-    let channels = try_join_all((0..args.connections).map(|_| target.connect())).await?;
+    let channels = try_join_all((0..args.connections).map(|_| target.server.connect())).await?;
     let window = target.window();
     let mut callers = Vec::new();
     for (seed, channel) in (0..args.callers).zip(channels.iter().cycle()) {

@@ -1,5 +1,5 @@
-//! What serving is measured with: a load generator, the stream of look-ups, and the bare server that is the floor of
-//! the protocol. `make bench-serving` runs it all; one at a time: `cargo bench --bench serving -- load --help`.
+//! What serving is measured with: a load generator, the stream of look-ups, small writes, and the bare server that is
+//! the floor of the protocol. `make bench-serving` runs it all; one at a time: `cargo bench --bench serving -- load --help`.
 
 mod answers;
 mod calls;
@@ -8,6 +8,7 @@ mod exchange;
 mod floor;
 mod load;
 mod record;
+mod write;
 
 use std::error::Error;
 use std::io::{Write, stderr, stdout};
@@ -40,6 +41,8 @@ enum Command {
     Load(load::LoadArgs),
     /// Look up keys through one DoExchange stream
     Exchange(exchange::ExchangeArgs),
+    /// Ingest small writes by DoPut, by writers that wait for each to be acknowledged
+    Write(write::WriteArgs),
 }
 
 fn main() -> ExitCode {
@@ -70,6 +73,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Fill(args) => return runtime.block_on(entities::fill(args)),
         Command::Load(args) => runtime.block_on(load::run(args))?,
         Command::Exchange(args) => runtime.block_on(exchange::run(args))?,
+        Command::Write(args) => runtime.block_on(write::run(args))?,
     };
     Ok(writeln!(stdout(), "{result}")?)
 }
