@@ -22,6 +22,7 @@ mod table;
 mod vacuum;
 mod write;
 
+pub(crate) use catalog::CatalogLocation;
 pub(crate) use commit::IDEMPOTENCY_KEY;
 #[cfg(test)]
 pub(crate) use faults::Fault;
