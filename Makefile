@@ -14,7 +14,7 @@ GIVEN := $(FLETCHING)
 FLETCHING := $(CARGO_TARGET_DIR)/debug/fletching
 export FLETCHING
 
-.PHONY: help test quickstart build fmt lint format-check test-rust test-clients redis openssl torch clean fuzz
+.PHONY: help test quickstart build fmt lint format-check test-rust test-clients redis postgres openssl torch clean fuzz
 .PHONY: bench-compare bench-density bench-scan bench-limits bench-serving bench-ready bench-environments
 
 help: ## what there is
@@ -41,10 +41,10 @@ format-check:
 # beside `cargo test` would compile every dependency twice.
 test-rust: export RUSTC_WORKSPACE_WRAPPER := clippy-driver
 test-rust: export CLIPPY_ARGS := -Dwarnings__CLIPPY_HACKERY__
-test-rust: redis ## clippy, unit and integration tests; leaves the binary
+test-rust: redis postgres ## clippy, unit and integration tests; leaves the binary
 	cargo test --locked --all-targets
 
-test-clients: redis openssl torch $(VENV)/.ready | test-rust ## the stock drivers against the built binary
+test-clients: redis postgres openssl torch $(VENV)/.ready | test-rust ## the stock drivers against the built binary
 	$(VENV)/bin/python -m pytest tests/clients
 
 # libFuzzer by what the stable compiler has of it: what it counts, but no sanitizers.
@@ -97,12 +97,15 @@ bench-ready: bench-environments
 clean: ## the Python environments and the data of quickstart and benchmarks; `cargo clean` does the rest
 	rm -rf $(VENV) .venv-bench .venv-bench-feast data/quickstart data/bench
 
-# Debian and Ubuntu; elsewhere install redis-server, openssl and PyTorch yourself.
+# Debian and Ubuntu; elsewhere install redis-server, PostgreSQL, openssl and PyTorch yourself.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq
 
 redis:
 	@command -v redis-server >/dev/null || { $(SUDO) $(APT) update; $(SUDO) $(APT) install -y --no-install-recommends redis-server; }
+
+postgres:
+	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v postgres >/dev/null || { $(SUDO) $(APT) update; $(SUDO) $(APT) install -y --no-install-recommends postgresql; }
 
 openssl:
 	@command -v openssl >/dev/null || { $(SUDO) $(APT) update; $(SUDO) $(APT) install -y --no-install-recommends openssl; }

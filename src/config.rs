@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 
 mod client;
 mod endpoints;
+mod offline;
 mod online;
 mod security;
 
@@ -21,6 +22,7 @@ pub(crate) use client::Credentials;
 pub use client::{OutputFormat, SqlArgs, UserArgs};
 pub(crate) use endpoints::ENDPOINTS_MAX;
 use endpoints::{endpoints, locations};
+pub use offline::CatalogSetting;
 pub use online::OnlineSetting;
 use security::GivenSecurity;
 pub use security::{SecuritySettings, TlsSettings};
@@ -155,7 +157,8 @@ serve_args! {
     online_timeout "FLETCHING_ONLINE_TIMEOUT" "DURATION";
     /// Directory of the Iceberg tables [default: <data-dir>/warehouse]
     warehouse "FLETCHING_WAREHOUSE" "DIR";
-    /// Iceberg catalog: sqlite:<path> [default: sqlite:<data-dir>/catalog.db]
+    /// Iceberg catalog: sqlite:<path>, or postgresql://[user:password@]host[:port]/database
+    /// [default: sqlite:<data-dir>/catalog.db]
     catalog "FLETCHING_CATALOG" "CATALOG";
     /// Memory that queries may use: 2GB, 512MiB, 70% of the machine, or unlimited [default: 70%]
     memory_limit "FLETCHING_MEMORY_LIMIT" "SIZE";
@@ -198,13 +201,6 @@ serve_args! {
     queries_queued_max "FLETCHING_QUERIES_QUEUED_MAX" "COUNT";
     /// How long a query may wait for its turn [default: 30s]
     queue_timeout "FLETCHING_QUEUE_TIMEOUT" "DURATION";
-}
-
-/// Which catalog knows the Iceberg tables.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CatalogSetting {
-    /// A SQLite file.
-    Sqlite(PathBuf),
 }
 
 /// How logs are written.
@@ -322,11 +318,11 @@ impl Settings {
             tls_client_ca: args.tls_client_ca,
         };
         let warehouse = match args.warehouse {
-            Some(given) => get("warehouse", Some(given), "", local_directory)?,
+            Some(given) => get("warehouse", Some(given), "", offline::local_directory)?,
             None => data_dir.join("warehouse"),
         };
         let catalog = match args.catalog {
-            Some(given) => get("catalog", Some(given), "", catalog)?,
+            Some(given) => get("catalog", Some(given), "", offline::catalog)?,
             None => CatalogSetting::Sqlite(data_dir.join("catalog.db")),
         };
         Ok(Self {
@@ -435,23 +431,6 @@ fn address(text: &str) -> Result<SocketAddr, Why> {
 
 fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
-}
-
-fn local_directory(text: &str) -> Result<PathBuf, Why> {
-    match text.split_once("://") {
-        None => path(text),
-        Some(("file", rest)) => path(rest),
-        Some((scheme, _)) => {
-            Err(format!("{scheme}:// is not supported in this version; name a local directory"))
-        }
-    }
-}
-
-fn catalog(text: &str) -> Result<CatalogSetting, Why> {
-    match text.split_once(':') {
-        Some(("sqlite", file)) => Ok(CatalogSetting::Sqlite(path(file.trim_start_matches("//"))?)),
-        _ => Err("not a catalog of this version, which is sqlite:<path>".into()),
-    }
 }
 
 fn log_format(text: &str) -> Result<LogFormat, Why> {

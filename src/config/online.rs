@@ -38,7 +38,8 @@ impl fmt::Display for OnlineSetting {
     }
 }
 
-fn without_password(url: &Url) -> Url {
+/// The URL as it may be shown.
+pub(super) fn without_password(url: &Url) -> Url {
     let mut shown = url.clone();
     if shown.password().is_some() {
         // A URL with a password has a host, and so takes another.

@@ -102,7 +102,14 @@ fn a_bad_setting_is_one_line_that_names_its_key() {
         (&["--online", "redis-cluster://a:1/3"], "online: a Redis Cluster has no numbered databases"),
         (&["--online", "redis-cluster://u:p/q@a:1"], "online: "),
         (&["--warehouse", "s3://bucket"], "warehouse: s3:// is not supported"),
-        (&["--catalog", "postgres://h"], "catalog: not a catalog of this version"),
+        (&["--catalog", "mysql://h/d"], "catalog: not a catalog of this version"),
+        (&["--catalog", "postgres://h"], "catalog: the postgresql:// URL names no database"),
+        (&["--catalog", "postgresql:///db"], "catalog: the postgresql:// URL names no host"),
+        (&["--catalog", "postgresql:db"], "catalog: the URL is not postgresql://"),
+        (
+            &["--catalog", "postgresql://h/db?password=p"],
+            "catalog: 'password' is no option of a postgresql:// URL",
+        ),
         (&["--cache-ttl", "soon"], "cache_ttl: 'soon' is not a duration"),
         (&["--log-format", "xml"], "log_format: 'xml' is neither"),
         (&["--log-level", "a=b=c"], "log_level: 'a=b=c' is no level"),
@@ -139,6 +146,16 @@ fn no_password_is_ever_shown() {
     assert_eq!(online.to_string(), "redis://app:***@redis.internal:6379/1");
     let wrong = resolve(&["--online", "reddis://app:hunter2@host"]).unwrap_err().to_string();
     assert!(!wrong.contains("hunter2"), "{wrong}");
+
+    let settings = resolve(&["--catalog", "postgres://app:hunter2@db:5433/iceberg?sslmode=require"]).unwrap();
+    assert!(!format!("{settings:?}").contains("hunter2"), "{settings:?}");
+    assert_eq!(settings.catalog.to_string(), "postgres://app:***@db:5433/iceberg");
+    for wrong in
+        ["hunter2://app:hunter2@db/d", "postgresql://app:hunter2/@db/d", "postgresql://app:hunter2@/d"]
+    {
+        let error = resolve(&["--catalog", wrong]).unwrap_err().to_string();
+        assert!(!error.contains("hunter2"), "{error}");
+    }
 }
 
 #[test]

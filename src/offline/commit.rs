@@ -24,6 +24,8 @@ pub(super) const COMMIT_ATTEMPTS_MAX: usize = 32;
 /// in all.
 const CATALOG_ATTEMPTS_MAX: u32 = 9;
 const CATALOG_PAUSE: Duration = Duration::from_millis(10);
+/// How long that may take where the catalog does not fail but is silent.
+const CATALOG_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Snapshot property: the idempotency key of the write that made it. A write with a key that one of a table's snapshots
 /// has adds nothing; see [`OfflineTable::rows_written_with`] for how far back that is looked for.
@@ -47,11 +49,14 @@ impl OfflineStore {
     ) -> Result<u64> {
         let built = self.build(spec, rows, memory).await?;
         let insert = || self.catalog.insert(&spec.name, &built.location);
-        if self.settled(&spec.name, insert, |now| is_built(&built, now)).await? {
-            return Ok(built.rows);
-        }
+        let refused = match self.settled(&spec.name, insert, |now| is_built(&built, now)).await {
+            Ok(true) => return Ok(built.rows),
+            Ok(false) => Error::already_exists(format!("table '{}' exists already", spec.name)),
+            Err(error) if error.kind() == ErrorKind::Invalid => error,
+            Err(error) => return Err(error),
+        };
         self.discard(&built).await;
-        Err(Error::already_exists(format!("table '{}' exists already", spec.name)))
+        Err(refused)
     }
 
     /// Puts a new table in the place of `old`, in one step.
@@ -204,7 +209,19 @@ impl OfflineStore {
     ///
     /// # Errors
     /// `Unavailable` where the catalog keeps failing: the change may have taken effect or not, or may still do so.
+    /// `Invalid` where the catalog takes no such change, and then it has not.
     async fn settled<F: Future<Output = Result<bool>>>(
+        &self,
+        name: &TableName,
+        change: impl Fn() -> F,
+        is_done: impl Fn(Option<&OfflineTable>) -> bool,
+    ) -> Result<bool> {
+        let settled = self.try_to_settle(name, change, is_done);
+        let silent = |_| Err(unsettled(name, Error::unavailable("the catalog does not answer")));
+        tokio::time::timeout(CATALOG_PATIENCE, settled).await.unwrap_or_else(silent)
+    }
+
+    async fn try_to_settle<F: Future<Output = Result<bool>>>(
         &self,
         name: &TableName,
         change: impl Fn() -> F,
@@ -222,6 +239,7 @@ impl OfflineStore {
                     Ok(now) => return Ok(is_done(now.as_ref())),
                     Err(error) => error,
                 },
+                Err(error) if error.kind() == ErrorKind::Invalid => return Err(error),
                 Err(error) => match self.load(name).await {
                     Ok(now) if is_done(now.as_ref()) => return Ok(true),
                     _ => error,
@@ -230,16 +248,20 @@ impl OfflineStore {
             is_in_doubt = true;
             attempt += 1;
             if attempt == CATALOG_ATTEMPTS_MAX {
-                return Err(Error::unavailable(format!(
-                    "the catalog does not say whether the change of table '{name}' took effect: look when it answers \
-                     again, or send a write again with the same idempotency key"
-                ))
-                .with_source(error));
+                return Err(unsettled(name, error));
             }
             tracing::debug!(table = %name, %error, "the catalog is asked what became of a commit");
             tokio::time::sleep(CATALOG_PAUSE * 2_u32.pow(attempt - 1)).await;
         }
     }
+}
+
+fn unsettled(name: &TableName, error: Error) -> Error {
+    Error::unavailable(format!(
+        "the catalog does not say whether the change of table '{name}' took effect: look when it answers again, or send a \
+         write again with the same idempotency key"
+    ))
+    .with_source(error)
 }
 
 fn is_built(built: &Built, now: Option<&OfflineTable>) -> bool {

@@ -23,6 +23,7 @@ mod table;
 mod vacuum;
 mod write;
 
+pub(crate) use catalog::CatalogLocation;
 pub(crate) use commit::{IDEMPOTENCY_KEY, INGESTED_AT};
 #[cfg(test)]
 pub(crate) use faults::Fault;

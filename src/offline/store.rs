@@ -16,7 +16,7 @@ use iceberg::{MetadataLocation, TableCreation};
 use moka::sync::Cache;
 use uuid::Uuid;
 
-use super::catalog::Catalog;
+use super::catalog::{Catalog, CatalogLocation};
 use super::durable::{local_path, make_durable};
 use super::files::{ManifestCache, data_files};
 use super::log::WriteLog;
@@ -79,15 +79,19 @@ pub(crate) struct OfflineStore {
 }
 
 impl OfflineStore {
-    /// Opens the catalog (a SQLite file) and the warehouse (a directory), creating both where they do not exist.
-    pub(crate) async fn open(catalog: &Path, warehouse: &Path, clock: Arc<dyn Clock>) -> Result<Self> {
+    /// Opens the catalog and the warehouse (a directory), creating both where they do not exist.
+    pub(crate) async fn open(
+        catalog: impl Into<CatalogLocation>,
+        warehouse: &Path,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self> {
         let unusable = |e: std::io::Error| {
             Error::unavailable(format!("cannot use the warehouse at '{}'", warehouse.display()))
                 .with_source(e)
         };
         std::fs::create_dir_all(warehouse).map_err(unusable)?;
         let warehouse = warehouse.canonicalize().map_err(unusable)?;
-        let catalog = Catalog::open(catalog).await?;
+        let catalog = Catalog::open(&catalog.into()).await?;
         Ok(Self {
             catalog,
             io: FileIO::new_with_fs(),

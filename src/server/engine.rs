@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::config::{CatalogSetting, OnlineSetting, Settings};
 use crate::error::Result;
-use crate::offline::OfflineStore;
+use crate::offline::{CatalogLocation, OfflineStore};
 use crate::online::{self, Backend, CacheOptions, OnlineOptions};
 use crate::sql::{Engine, EngineParts, RunLimits};
 
@@ -16,7 +16,10 @@ use crate::sql::{Engine, EngineParts, RunLimits};
 /// # Errors
 /// `Unavailable` for a store that another process holds or that cannot be reached, `Corrupt` for a damaged one.
 pub async fn open_engine(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Arc<Engine>> {
-    let CatalogSetting::Sqlite(catalog) = &settings.catalog;
+    let catalog = match &settings.catalog {
+        CatalogSetting::Sqlite(path) => CatalogLocation::Sqlite(path.clone()),
+        CatalogSetting::Postgres(url) => CatalogLocation::Postgres(url.clone()),
+    };
     let offline = OfflineStore::open(catalog, &settings.warehouse, Arc::clone(&clock)).await?;
     let offline = offline.with_log(&settings.data_dir.join("log")).await?;
     let backend = match &settings.online {

@@ -135,7 +135,9 @@ async fn serve_until_signalled(settings: Settings) -> Result<()> {
              unless something in front of this server speaks TLS"
         );
     }
-    tracing::info!(listen = %server.local_addr(), online = %settings.online, "serving");
+    tracing::info!(
+        listen = %server.local_addr(), catalog = %settings.catalog, online = %settings.online, "serving"
+    );
     let cause = next_signal().await;
     tracing::info!(cause, drain_timeout = ?settings.drain_timeout, "draining");
     tokio::select! {

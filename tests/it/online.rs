@@ -4,7 +4,7 @@
 #[allow(dead_code)] // the store's own tests use the rest
 mod redis_cluster;
 #[path = "../../src/online/tests/redis_server.rs"]
-mod redis_server;
+pub(crate) mod redis_server;
 
 use std::path::Path;
 use std::sync::Arc;
