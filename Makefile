@@ -15,7 +15,7 @@ FLETCHING := $(CARGO_TARGET_DIR)/debug/fletching
 export FLETCHING
 
 .PHONY: help test quickstart build fmt lint format-check test-rust test-clients redis postgres openssl torch clean fuzz
-.PHONY: bench-compare bench-density bench-scan bench-limits bench-serving bench-ready bench-environments
+.PHONY: bench-compare bench-density bench-scan bench-limits bench-trickled bench-serving bench-ready bench-environments
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -44,7 +44,7 @@ test-rust: export CLIPPY_ARGS := -Dwarnings__CLIPPY_HACKERY__
 test-rust: redis postgres ## clippy, unit and integration tests; leaves the binary
 	cargo test --locked --all-targets
 
-test-clients: redis postgres openssl torch $(VENV)/.ready | test-rust ## the stock drivers against the built binary
+test-clients: redis postgres openssl torch $(VENV)/.ready $(VENV)-iceberg/.ready | test-rust ## the stock drivers against the built binary
 	$(VENV)/bin/python -m pytest tests/clients
 
 # libFuzzer by what the stable compiler has of it: what it counts, but no sanitizers.
@@ -79,6 +79,10 @@ bench-scan: SIZE ?= S
 bench-scan: bench-ready ## SELECT * over the wire, and selective filters, against DuckDB
 	$(BENCH)/scan.py --size $(SIZE) --runs $(RUNS)
 
+bench-trickled: SIZE ?= S
+bench-trickled: bench-ready ## the same query after a day of small commits
+	$(BENCH)/trickled.py --size $(SIZE) --runs $(RUNS)
+
 bench-limits: SIZE ?= M
 bench-limits: bench-ready ## little memory, a TTL, ten chained feature groups
 	$(BENCH)/limits.py --size $(SIZE) --runs $(RUNS)
@@ -95,7 +99,7 @@ bench-ready: bench-environments
 	$(if $(GIVEN),,cargo build --locked --release)
 
 clean: ## the Python environments and the data of quickstart and benchmarks; `cargo clean` does the rest
-	rm -rf $(VENV) .venv-bench .venv-bench-feast data/quickstart data/bench
+	rm -rf $(VENV) $(VENV)-iceberg .venv-bench .venv-bench-feast data/quickstart data/bench
 
 # Debian and Ubuntu; elsewhere install redis-server, PostgreSQL, openssl and PyTorch yourself.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -115,6 +119,7 @@ torch:
 	$(SUDO) $(APT) update; $(SUDO) $(APT) install -y --no-install-recommends python3-torch
 
 $(VENV)/.ready: tests/clients/requirements.txt
+$(VENV)-iceberg/.ready: tests/clients/requirements-iceberg.txt
 $(BENCH_VENV)/.ready: benches/compare/requirements.txt
 $(BENCH_VENV)-feast/.ready: benches/compare/requirements-feast.txt
 %/.ready:

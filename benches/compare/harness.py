@@ -89,7 +89,7 @@ class Server(support.Server):
         """The rows of the last statement, values as text."""
         return self.run("run_sql", statements=statements)["rows"]
 
-    def load_group(self, name, data, features=FEATURES, ttl=None, commits="per file"):
+    def load_group(self, name, data, features=FEATURES, ttl=None, commits="per file", **trickle):
         """Creates a feature group and appends the history in order of arrival; seconds of the latter."""
         columns = ", ".join(f"{feature} {FEATURES[feature]}" for feature in features)
         expiry = f", ttl = '{ttl}'" if ttl else ""
@@ -99,7 +99,7 @@ class Server(support.Server):
         )
         columns = None if features is FEATURES else ["user_id", "event_timestamp", *features]
         loaded = self.run(
-            "load", table=name, files=data.files, mode="append", columns=columns, commits=commits
+            "load", table=name, files=data.files, mode="append", columns=columns, commits=commits, **trickle
         )
         check(loaded["rows"] == data.size.history, f"{loaded['rows']} rows of history were acknowledged")
         say(f"{name}: {loaded['rows']} rows in {loaded['seconds']:.1f} s")

@@ -203,15 +203,21 @@ def run_sql(url, statements):
     return {"seconds": time.perf_counter() - started, "rows": [[str(value) for value in row] for row in rows]}
 
 
-def load(url, table, files, mode, columns=None, commits="per file"):
-    """Bulk ingest of Parquet files, in order; `commits` is "per file" or "one" for a single stream of all."""
+def load(url, table, files, mode, columns=None, commits="per file", commit_rows=None, optimize_every=None):
+    """Bulk ingest of Parquet files, in order; `commits` is "per file" or "one" for a single stream of all. With `commit_rows`
+    so many rows are a commit, and after `optimize_every` of them their files are optimized."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     def batches(files):
         for file in files:
             with pq.ParquetFile(file) as parquet:
-                yield from parquet.iter_batches(columns=columns)
+                yield from parquet.iter_batches(columns=columns, batch_size=commit_rows or 65536)
+
+    def commits_of():
+        if commit_rows:
+            return ([batch] for batch in batches(files))
+        return (batches(group) for group in ([files] if commits == "one" else [[file] for file in files]))
 
     schema = pq.read_schema(files[0]).remove_metadata()
     if columns:
@@ -219,9 +225,11 @@ def load(url, table, files, mode, columns=None, commits="per file"):
     rows = 0
     with connect(url) as connection, connection.cursor() as cursor:
         started = time.perf_counter()
-        for group in [files] if commits == "one" else [[file] for file in files]:
-            reader = pa.RecordBatchReader.from_batches(schema, batches(group))
+        for number, group in enumerate(commits_of(), 1):
+            reader = pa.RecordBatchReader.from_batches(schema, group)
             rows += cursor.adbc_ingest(table, reader, mode=mode)
+            if optimize_every and number % optimize_every == 0:
+                cursor.execute(f"OPTIMIZE {table}").fetchall()
     return {"seconds": time.perf_counter() - started, "rows": rows}
 
 

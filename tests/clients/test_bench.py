@@ -70,6 +70,7 @@ def test_a_section_is_replaced_and_others_stay(bench):
     ("script", "expected"),
     [
         ("density.py", ["fletching", "polars", "duckdb"]),
+        ("trickled.py", ["bulk", "trickled"]),
         ("scan.py", ["fletching, pyarrow.flight", "fletching, ADBC", "one entity", "100 entities", "one hour"]),
     ],
 )

@@ -116,6 +116,10 @@ async fn survive(mut processes: Vec<Process>, kills: u64, writes_between_max: u6
     for (writer, writes) in (0..).zip(writers) {
         expected.extend((0..writes.await.unwrap()).flat_map(|write| ids_of(writer, write)));
     }
+    // What one server has logged the others see in its snapshot.
+    for process in &processes {
+        update(&mut process.connect().await, "CHECKPOINT").await;
+    }
     update(&mut processes[0].connect().await, "REFRESH ONLINE g").await;
     for process in &processes {
         let mut client = process.connect().await;
