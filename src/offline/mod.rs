@@ -2,6 +2,7 @@
 
 mod catalog;
 mod commit;
+mod delete;
 mod durable;
 mod evolution;
 #[cfg(test)]
@@ -23,10 +24,11 @@ mod vacuum;
 mod write;
 
 pub(crate) use commit::IDEMPOTENCY_KEY;
+pub(crate) use delete::{Rewritten, Verdict};
 #[cfg(test)]
 pub(crate) use faults::Fault;
 pub(crate) use history::{History, HistoryFile};
-pub(crate) use iceberg::spec::SnapshotRef;
+pub(crate) use iceberg::spec::{DataFile, SnapshotRef};
 pub(crate) use optimize::{Extent, Optimized};
 pub use rows::packed_values_at;
 pub(crate) use rows::{Buffers, Fetched, RowFile, ranges_of};

@@ -4,8 +4,8 @@
 //! metadata.json ─ snapshot ─ manifest list ─┬─ manifest of this write ─ data files
 //!                                           └─ manifests of the parent, carried over
 //! ```
-//! A replacement takes files out, so the manifests that name them are not carried over, nor are small ones: what they
-//! hold beside goes into its own manifest, as files that exist already.
+//! A replacement and a deletion take files out, so the manifests that name them are not carried over, nor are small ones:
+//! what they hold beside goes into its own manifest, as files that exist already.
 //!
 //! iceberg-rust's own transaction only appends and keeps its commit private; writing the files here
 //! lets create, append and replace share one compare-and-swap.
@@ -21,6 +21,7 @@ use iceberg::spec::{
 use uuid::Uuid;
 
 use super::commit::IDEMPOTENCY_KEY;
+use super::delete::DELETED_ROWS;
 use super::files::{ManifestCache, manifest_list, refuse_deletes};
 use crate::error::{Error, Result};
 
@@ -44,6 +45,8 @@ pub(super) enum Change {
     Append(HashMap<String, String>),
     /// Puts them in the place of the files at these paths, which hold the same rows.
     Replace(HashSet<String>),
+    /// Puts them in the place of the files at these paths, of whose rows they hold all but so many.
+    Delete(HashSet<String>, u64),
 }
 
 /// Adds a snapshot that makes `change` to the current one. Returns the new metadata, not yet written or committed.
@@ -67,7 +70,7 @@ pub(super) async fn changed(
     // What names only files that are gone has said so to its own snapshot, and is nothing to this one.
     let manifests = manifests.into_iter().filter(|m| m.has_added_files() || m.has_existing_files()).collect();
     let mut contents = Contents { carried: manifests, existing: Vec::new(), deleted: Vec::new() };
-    if let Change::Replace(replaced) = change {
+    if let Change::Replace(replaced) | Change::Delete(replaced, _) = change {
         contents = contents.without(io, cache, metadata, replaced).await?;
     }
     let summary = summary(metadata, files, &contents.deleted, change);
@@ -204,11 +207,11 @@ fn summary(
     let previous = metadata.current_snapshot().map(|s| &s.summary().additional_properties);
     let (operation, mut all) = match change {
         Change::Append(properties) => (Operation::Append, properties.clone()),
-        // The rows are the same, and so is what is said of them, but for which write it was.
-        Change::Replace(_) => {
-            let stays = |key: &str| key.starts_with(OWN_PROPERTIES) && key != IDEMPOTENCY_KEY;
-            let own = previous.into_iter().flatten().filter(|(key, _)| stays(key));
-            (Operation::Replace, own.map(|(key, value)| (key.clone(), value.clone())).collect())
+        Change::Replace(_) => (Operation::Replace, lasting(previous)),
+        Change::Delete(_, rows) => {
+            let mut properties = lasting(previous);
+            properties.insert(DELETED_ROWS.to_owned(), rows.to_string());
+            (if added.is_empty() { Operation::Delete } else { Operation::Overwrite }, properties)
         }
     };
     all.extend(collector.build());
@@ -220,6 +223,14 @@ fn summary(
         all.insert(total.to_owned(), sum.saturating_sub(read(Some(&all), removed)).to_string());
     }
     Summary { operation, additional_properties: all }
+}
+
+/// What is said of rows that are there still, but for which write it was that brought or deleted some.
+fn lasting(previous: Option<&HashMap<String, String>>) -> HashMap<String, String> {
+    let stays =
+        |key: &str| key.starts_with(OWN_PROPERTIES) && ![IDEMPOTENCY_KEY, DELETED_ROWS].contains(&key);
+    let own = previous.into_iter().flatten().filter(|(key, _)| stays(key));
+    own.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 fn fresh_snapshot_id(metadata: &TableMetadata) -> i64 {
