@@ -15,7 +15,7 @@ FLETCHING := $(CARGO_TARGET_DIR)/debug/fletching
 export FLETCHING
 
 .PHONY: help test quickstart build fmt lint format-check test-rust test-clients redis postgres openssl torch clean fuzz
-.PHONY: bench-compare bench-density bench-scan bench-limits bench-trickled bench-serving bench-ready bench-environments
+.PHONY: bench-compare bench-density bench-scan bench-limits bench-trickled bench-serving bench-ingest bench-ready bench-environments
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -92,6 +92,11 @@ bench-serving: bench-environments redis ## LATEST by every path against raw Redi
 # The load generator, and with it the binary.
 	cargo bench --locked --no-run --bench serving
 	$(BENCH)/serving.py --size $(SIZE) --runs $(RUNS)
+
+bench-ingest: SIZE ?= S
+bench-ingest: bench-environments redis ## writes: bulk, from many at a time, single, against pyiceberg, DuckDB and Feast
+	cargo bench --locked --no-run --bench serving
+	$(BENCH)/ingest.py --size $(SIZE) --runs $(RUNS)
 
 bench-environments: $(BENCH_VENV)/.ready $(BENCH_VENV)-feast/.ready
 

@@ -160,6 +160,8 @@ serve_args! {
     /// Iceberg catalog: sqlite:<path>, or postgresql://[user:password@]host[:port]/database
     /// [default: sqlite:<data-dir>/catalog.db]
     catalog "FLETCHING_CATALOG" "CATALOG";
+    /// Directories of this machine from which COPY may read files: DIR,… [default: none]
+    copy_from "FLETCHING_COPY_FROM" "DIRS";
     /// Memory that queries may use: 2GB, 512MiB, 70% of the machine, or unlimited [default: 70%]
     memory_limit "FLETCHING_MEMORY_LIMIT" "SIZE";
     /// Memory for cached online values; 0 turns the cache off [default: 256MB]
@@ -231,6 +233,8 @@ pub struct Settings {
     pub warehouse: PathBuf,
     /// Which catalog knows the Iceberg tables.
     pub catalog: CatalogSetting,
+    /// The directories from which COPY may read; none allows no COPY.
+    pub copy_from: Vec<PathBuf>,
     /// Bytes that queries may use together; `None` is unlimited.
     pub memory_limit_bytes: Option<u64>,
     /// Bytes of online values in the cache; 0 is no cache.
@@ -332,6 +336,7 @@ impl Settings {
             http_listen: get("http_listen", args.http_listen, "127.0.0.1:8816", address_or_off)?,
             warehouse,
             catalog,
+            copy_from: get("copy_from", args.copy_from, "", directories)?,
             online: get("online", args.online, "embedded", online::parse)?,
             online_timeout: get("online_timeout", args.online_timeout, "2s", duration)?,
             memory_limit_bytes: get("memory_limit", args.memory_limit, "70%", memory)?,
@@ -431,6 +436,11 @@ fn address(text: &str) -> Result<SocketAddr, Why> {
 
 fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
+}
+
+fn directories(text: &str) -> Result<Vec<PathBuf>, Why> {
+    let named = text.split(',').map(str::trim).filter(|directory| !directory.is_empty());
+    named.map(offline::local_directory).collect()
 }
 
 fn log_format(text: &str) -> Result<LogFormat, Why> {

@@ -214,7 +214,7 @@ mod tests {
     use crate::clock::ManualClock;
     use crate::offline::OfflineStore;
     use crate::online::{self, Backend, OnlineOptions};
-    use crate::sql::{EngineParts, RunLimits};
+    use crate::sql::{CopyDirectories, EngineParts, RunLimits};
 
     fn nobody() -> Caller {
         Caller { connection: ConnectionId::for_test(0), user: None }
@@ -233,6 +233,7 @@ mod tests {
             spill_dir: dir.join("spill"),
             run_limits: RunLimits::default(),
             endpoints: 1,
+            copy_directories: CopyDirectories::default(),
         })
         .unwrap()
     }

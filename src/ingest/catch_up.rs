@@ -1,6 +1,7 @@
 //! The online store follows Iceberg: whatever snapshots it has not applied are replayed, in any order, because newer
-//! wins. Those that only put files in the place of others have nothing to replay. The same code serves a write, a
-//! restart after a crash, and a store that was wiped.
+//! wins. Those that only put files in the place of others have nothing to replay, and what those took away that delete rows
+//! is erased behind it: see [`super::erase`]. The same code serves a write, a restart after a crash, and a store that was
+//! wiped.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use crate::registry::{Object, object_of};
 pub(super) const NOTHING_APPLIED: i64 = -1;
 
 /// Who is shown the rows that were applied.
-type Seen<'a> = &'a (dyn Fn(&RecordBatch) + Sync);
+pub(super) type Seen<'a> = &'a (dyn Fn(&RecordBatch) + Sync);
 
 /// One at a time for each group or table.
 #[derive(Debug, Default)]
@@ -50,7 +51,33 @@ impl Ingest {
         };
         let lock = self.locks.of(group.id);
         let _one_at_a_time = lock.lock().await;
-        let missing = match self.online.applied_snapshot(group.id).await? {
+        let mut applied = self.catch_up_with(group, table, current, seen).await?;
+        // Another server may have deleted rows, and erased them from the store that both share, before this one had brought
+        // them there.
+        let mut seen_to = current;
+        while self.online.is_shared()
+            && let Some(newest) = self.offline.load(&group.name).await?
+            && newest.metadata().uuid() == group.id
+            && !newest.deletions_since(Some(seen_to)).is_empty()
+            && let Object::FeatureGroup(group, newest) = object_of(newest)?
+            && let Some(current) = newest.metadata().current_snapshot_id().filter(|_| group.online)
+        {
+            applied += self.catch_up_with(&group, &newest, current, seen).await?;
+            seen_to = current;
+        }
+        Ok(applied)
+    }
+
+    /// As [`Self::catch_up`], under the group's lock.
+    async fn catch_up_with(
+        &self,
+        group: &Arc<FeatureGroup>,
+        table: &OfflineTable,
+        current: i64,
+        seen: Seen<'_>,
+    ) -> Result<u64> {
+        let noted = self.online.applied_snapshot(group.id).await?;
+        let missing = match noted {
             Some(applied) if applied == current => return Ok(0),
             Some(applied) => {
                 // A concurrent write may have applied a later snapshot, of which this one is an ancestor.
@@ -75,6 +102,10 @@ impl Ingest {
         for rows in rows {
             applied += self.apply(group, &rows, seen).await?;
         }
+        let deletions = table.deletions_since(noted);
+        if !deletions.is_empty() && noted.is_some() {
+            self.erase(group, table, &deletions, seen).await?;
+        }
         self.online.set_applied_snapshot(group.id, current).await?;
         Ok(applied)
     }
@@ -91,6 +122,7 @@ impl Ingest {
         let _one_at_a_time = lock.lock().await;
         let rows = IcebergTable::current(Arc::clone(&self.offline), table.clone());
         let applied = self.apply(group, &rows, seen).await?;
+        self.erase(group, table, &table.deletions_since(None), seen).await?;
         // What was noted before may be newer than this view; what was not noted is all there now.
         if let Some(current) = table.metadata().current_snapshot_id() {
             let applied = self.online.applied_snapshot(group.id).await?;
@@ -149,7 +181,12 @@ impl Ingest {
         }))
     }
 
-    async fn apply(&self, group: &Arc<FeatureGroup>, rows: &IcebergTable, seen: Seen<'_>) -> Result<u64> {
+    pub(super) async fn apply(
+        &self,
+        group: &Arc<FeatureGroup>,
+        rows: &IcebergTable,
+        seen: Seen<'_>,
+    ) -> Result<u64> {
         let config = SessionConfig::new().with_target_partitions(1);
         let state = SessionContext::new_with_config_rt(config, Arc::clone(&self.runtime)).state();
         let plan = rows.scan(&state, None, &[], None).await?;

@@ -2,6 +2,8 @@
 
 mod catch_up;
 mod conform;
+mod delete;
+mod erase;
 mod freshness;
 mod stamp;
 mod trickle;

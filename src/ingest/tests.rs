@@ -47,6 +47,11 @@ impl OnlineStore for Faulty {
         self.store.write(group, history).await
     }
 
+    async fn remove(&self, group: Uuid, keys: &[EntityKey]) -> Result<()> {
+        self.check()?;
+        self.store.remove(group, keys).await
+    }
+
     async fn applied_snapshot(&self, group: Uuid) -> Result<Option<i64>> {
         self.store.applied_snapshot(group).await
     }

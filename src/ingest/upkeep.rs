@@ -88,7 +88,10 @@ impl Ingest {
         Ok(vacuumed)
     }
 
-    async fn existing(&self, name: &TableName) -> Result<(Option<Arc<FeatureGroup>>, OfflineTable)> {
+    pub(super) async fn existing(
+        &self,
+        name: &TableName,
+    ) -> Result<(Option<Arc<FeatureGroup>>, OfflineTable)> {
         match self.registry.object(name).await? {
             Some(Object::FeatureGroup(group, table)) => Ok((Some(group), table)),
             Some(Object::Table(table)) => Ok((None, table)),
@@ -98,7 +101,7 @@ impl Ingest {
 }
 
 /// `rows` sorted by these columns, ascending and NULLs first; as they come where there are none.
-fn in_order(rows: Arc<dyn ExecutionPlan>, columns: &[String]) -> Result<Arc<dyn ExecutionPlan>> {
+pub(super) fn in_order(rows: Arc<dyn ExecutionPlan>, columns: &[String]) -> Result<Arc<dyn ExecutionPlan>> {
     let options = SortOptions { descending: false, nulls_first: true };
     let mut order = Vec::with_capacity(columns.len());
     for column in columns {

@@ -131,7 +131,7 @@ impl OfflineStore {
     ) -> Result<(OfflineTable, Option<u64>)> {
         let key = match change {
             Change::Append(properties) => properties.get(IDEMPOTENCY_KEY),
-            Change::Replace(_) | Change::Fold { .. } => None,
+            Change::Replace(_) | Change::Fold { .. } | Change::Delete(..) => None,
         };
         for _ in 0..COMMIT_ATTEMPTS_MAX {
             let current = self.current(table).await?;

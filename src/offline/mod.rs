@@ -2,6 +2,7 @@
 
 mod catalog;
 mod commit;
+mod delete;
 mod durable;
 mod evolution;
 #[cfg(test)]
@@ -25,10 +26,11 @@ mod write;
 
 pub(crate) use catalog::CatalogLocation;
 pub(crate) use commit::{IDEMPOTENCY_KEY, INGESTED_AT};
+pub(crate) use delete::{Rewritten, Verdict};
 #[cfg(test)]
 pub(crate) use faults::Fault;
 pub(crate) use history::{History, HistoryFile};
-pub(crate) use iceberg::spec::SnapshotRef;
+pub(crate) use iceberg::spec::{DataFile, SnapshotRef};
 pub(crate) use log::{LogExtent, Logged, LoggedWrite};
 pub(crate) use optimize::{Extent, Optimized};
 pub use rows::packed_values_at;

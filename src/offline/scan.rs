@@ -74,7 +74,7 @@ impl IcebergTable {
     }
 
     /// Only the rows of some of its files.
-    pub(super) fn of_files(store: Arc<OfflineStore>, table: OfflineTable, files: Vec<DataFile>) -> Self {
+    pub(crate) fn of_files(store: Arc<OfflineStore>, table: OfflineTable, files: Vec<DataFile>) -> Self {
         Self { part: Part::Files(files), ..Self::current(store, table) }
     }
 

@@ -4,8 +4,8 @@
 //! metadata.json ─ snapshot ─ manifest list ─┬─ manifest of this write ─ data files
 //!                                           └─ manifests of the parent, carried over
 //! ```
-//! A replacement takes files out, so the manifests that name them are not carried over, nor are small ones: what they
-//! hold beside goes into its own manifest, as files that exist already.
+//! A replacement and a deletion take files out, so the manifests that name them are not carried over, nor are small ones:
+//! what they hold beside goes into its own manifest, as files that exist already.
 //!
 //! iceberg-rust's own transaction only appends and keeps its commit private; writing the files here
 //! lets create, append and replace share one compare-and-swap.
@@ -21,6 +21,7 @@ use iceberg::spec::{
 use uuid::Uuid;
 
 use super::commit::{IDEMPOTENCY_KEY, IDEMPOTENCY_KEYS};
+use super::delete::DELETED_ROWS;
 use super::files::{ManifestCache, manifest_list, refuse_deletes};
 use crate::error::{Error, Result};
 
@@ -46,6 +47,8 @@ pub(super) enum Change {
     Fold { summary: HashMap<String, String>, property: (String, String) },
     /// Puts them in the place of the files at these paths, which hold the same rows.
     Replace(HashSet<String>),
+    /// Puts them in the place of the files at these paths, of whose rows they hold all but so many.
+    Delete(HashSet<String>, u64),
 }
 
 /// Adds a snapshot that makes `change` to the current one. Returns the new metadata, not yet written or committed.
@@ -69,7 +72,7 @@ pub(super) async fn changed(
     // What names only files that are gone has said so to its own snapshot, and is nothing to this one.
     let manifests = manifests.into_iter().filter(|m| m.has_added_files() || m.has_existing_files()).collect();
     let mut contents = Contents { carried: manifests, existing: Vec::new(), deleted: Vec::new() };
-    if let Change::Replace(replaced) = change {
+    if let Change::Replace(replaced) | Change::Delete(replaced, _) = change {
         contents = contents.without(io, cache, metadata, replaced).await?;
     }
     let summary = summary(metadata, files, &contents.deleted, change);
@@ -99,7 +102,7 @@ pub(super) async fn changed(
         .build();
     let properties = match change {
         Change::Fold { property, .. } => HashMap::from([property.clone()]),
-        Change::Append(_) | Change::Replace(_) => HashMap::new(),
+        Change::Append(_) | Change::Replace(_) | Change::Delete(..) => HashMap::new(),
     };
     let built = TableMetadataBuilder::new_from_metadata(metadata.clone(), None)
         .set_branch_snapshot(snapshot, MAIN_BRANCH)
@@ -211,13 +214,11 @@ fn summary(
     let previous = metadata.current_snapshot().map(|s| &s.summary().additional_properties);
     let (operation, mut all) = match change {
         Change::Append(summary) | Change::Fold { summary, .. } => (Operation::Append, summary.clone()),
-        // The rows are the same, and so is what is said of them, but for which write it was.
-        Change::Replace(_) => {
-            let stays = |key: &str| {
-                key.starts_with(OWN_PROPERTIES) && ![IDEMPOTENCY_KEY, IDEMPOTENCY_KEYS].contains(&key)
-            };
-            let own = previous.into_iter().flatten().filter(|(key, _)| stays(key));
-            (Operation::Replace, own.map(|(key, value)| (key.clone(), value.clone())).collect())
+        Change::Replace(_) => (Operation::Replace, lasting(previous)),
+        Change::Delete(_, rows) => {
+            let mut properties = lasting(previous);
+            properties.insert(DELETED_ROWS.to_owned(), rows.to_string());
+            (if added.is_empty() { Operation::Delete } else { Operation::Overwrite }, properties)
         }
     };
     all.extend(collector.build());
@@ -229,6 +230,15 @@ fn summary(
         all.insert(total.to_owned(), sum.saturating_sub(read(Some(&all), removed)).to_string());
     }
     Summary { operation, additional_properties: all }
+}
+
+/// What is said of rows that are there still, but for which write it was that brought or deleted some.
+fn lasting(previous: Option<&HashMap<String, String>>) -> HashMap<String, String> {
+    let stays = |key: &str| {
+        key.starts_with(OWN_PROPERTIES) && ![IDEMPOTENCY_KEY, IDEMPOTENCY_KEYS, DELETED_ROWS].contains(&key)
+    };
+    let own = previous.into_iter().flatten().filter(|(key, _)| stays(key));
+    own.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 fn fresh_snapshot_id(metadata: &TableMetadata) -> i64 {

@@ -10,6 +10,7 @@ use iceberg::spec::{
 };
 
 use super::commit::{IDEMPOTENCY_KEY, IDEMPOTENCY_KEYS};
+use super::delete::is_deletion;
 use super::evolution::refuse_nested_renames;
 use super::order::TableOrder;
 use super::schema::arrow_schema;
@@ -210,25 +211,34 @@ impl OfflineTable {
     /// schema of now, with the snapshots up to it that added rows which it still has as they were added. `None` where
     /// `applied` is not among the ancestors of the current snapshot.
     ///
-    /// A `replace` adds no rows, and hides in its files what others have added: those before it are seen from before it.
+    /// A `replace` adds no rows, and hides in its files what others have added: those before it are seen from before it. A
+    /// deletion of ours hides in its files what others have added too, so it counts as one that added rows, unless there
+    /// is nothing before it.
     pub(crate) fn writes_since(&self, applied: i64) -> Option<Vec<(Self, Vec<i64>)>> {
         let mut writes: Vec<(Self, Vec<i64>)> = Vec::new();
         let mut is_behind_replace = true;
         for snapshot in self.ancestors() {
             let id = snapshot.snapshot_id();
             if id == applied {
-                return Some(writes);
+                return Some(without_first(writes, |id| {
+                    self.metadata.snapshot_by_id(id).is_some_and(is_deletion)
+                }));
             }
             match writes.last_mut() {
                 _ if is_rewrite(snapshot) => is_behind_replace = true,
                 Some((_, ids)) if !is_behind_replace => ids.push(id),
                 _ => {
-                    writes.push((Self { snapshot: Some(Arc::clone(snapshot)), ..self.clone() }, vec![id]));
+                    writes.push((self.with_snapshot(snapshot), vec![id]));
                     is_behind_replace = false;
                 }
             }
         }
         None
+    }
+
+    /// The same metadata at another snapshot, under the schema of now.
+    pub(super) fn with_snapshot(&self, snapshot: &SnapshotRef) -> Self {
+        Self { snapshot: Some(Arc::clone(snapshot)), ..self.clone() }
     }
 
     /// The current snapshot, its parent, and so on, as far as they are kept.
@@ -274,6 +284,18 @@ impl OfflineTable {
 /// See [`IDEMPOTENCY_KEYS`].
 fn rows_by_key(json: &str) -> HashMap<String, u64> {
     serde_json::from_str(json).unwrap_or_default()
+}
+
+/// What is left of writes, newest first, without the oldest ones as long as they are such.
+fn without_first<T>(mut writes: Vec<(T, Vec<i64>)>, is_such: impl Fn(i64) -> bool) -> Vec<(T, Vec<i64>)> {
+    while let Some((_, ids)) = writes.last_mut() {
+        while ids.pop_if(|id| is_such(*id)).is_some() {}
+        if !ids.is_empty() {
+            break;
+        }
+        writes.pop();
+    }
+    writes
 }
 
 /// Whether a snapshot only has the rows of its parent in other files.

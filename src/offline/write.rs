@@ -18,13 +18,15 @@ use iceberg::spec::{DataFile, DataFileFormat, TableMetadata};
 use iceberg::writer::file_writer::ParquetWriterBuilder;
 use iceberg::writer::file_writer::location_generator::{DefaultFileNameGenerator, DefaultLocationGenerator};
 use iceberg::writer::file_writer::rolling_writer::RollingFileWriterBuilder;
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::order::TableOrder;
 use crate::error::{Error, Result};
 use chunk::Chunk;
 use format::{data_file, properties};
-use sorted::write_sorted;
+use sorted::{Encoded, write_sorted};
 
 const FILE_BYTES_TARGET: usize = 256 * 1024 * 1024;
 
@@ -49,8 +51,7 @@ impl WrittenFiles {
 }
 
 /// Writes all of `batches`, whose schema is the table's as SQL sees it: sorted where the table has an order, else as
-/// they come. `memory` is asked for what is sorted at a time. On an error nothing remains; a caller that drops the
-/// call leaves files that no snapshot names.
+/// they come. `memory` is asked for what is sorted at a time. Where it fails, or its caller drops it, nothing remains.
 pub(super) async fn write_files(
     io: &FileIO,
     metadata: &TableMetadata,
@@ -69,10 +70,12 @@ pub(super) async fn write_files_under(
     memory: &Arc<dyn MemoryPool>,
 ) -> Result<WrittenFiles> {
     let target = Arc::new(Target::new(io, metadata, schema)?);
+    let mut unfinished = Unfinished::new(&target);
     let written = match target.order {
-        Some(_) => write_sorted(Arc::clone(&target), batches, memory).await,
+        Some(_) => write_sorted(Arc::clone(&target), batches, memory, &mut unfinished.tasks).await,
         None => write_as_they_come(&target, batches).await,
     };
+    unfinished.is_over = true;
     let directory = target.directory.clone();
     match written {
         Ok((files, rows)) => Ok(WrittenFiles { directory, files, rows }),
@@ -80,6 +83,37 @@ pub(super) async fn write_files_under(
             discard(io, &directory).await;
             Err(error)
         }
+    }
+}
+
+/// The tasks of a write that is not over, and where their files are. Dropped, it has the tasks stopped, then the files
+/// removed.
+struct Unfinished {
+    io: FileIO,
+    directory: String,
+    tasks: JoinSet<Encoded>,
+    runtime: Handle,
+    is_over: bool,
+}
+
+impl Unfinished {
+    fn new(target: &Target) -> Self {
+        let (io, directory) = (target.io.clone(), target.directory.clone());
+        Self { io, directory, tasks: JoinSet::new(), runtime: Handle::current(), is_over: false }
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        let mut tasks = std::mem::take(&mut self.tasks);
+        let (io, directory) = (self.io.clone(), self.directory.clone());
+        self.runtime.spawn(async move {
+            tasks.shutdown().await;
+            discard(&io, &directory).await;
+        });
     }
 }
 

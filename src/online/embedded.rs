@@ -177,6 +177,22 @@ impl OnlineStore for EmbeddedStore {
         .await
     }
 
+    async fn remove(&self, group: Uuid, keys: &[EntityKey]) -> Result<()> {
+        let keys: Vec<Vec<u8>> = keys.iter().map(|key| stored_key(group, key.as_bytes())).collect();
+        self.run(move |database| {
+            let mut transaction = database.begin_write()?;
+            transaction.set_durability(Durability::None)?;
+            {
+                let mut entries = transaction.open_table(ENTRIES)?;
+                for key in &keys {
+                    entries.remove(key.as_slice())?;
+                }
+            }
+            Ok(transaction.commit()?)
+        })
+        .await
+    }
+
     async fn applied_snapshot(&self, group: Uuid) -> Result<Option<i64>> {
         self.run(move |database| {
             let table = database.begin_read()?.open_table(APPLIED)?;

@@ -139,6 +139,9 @@ pub(crate) trait OnlineStore: Debug + Send + Sync {
     /// When it fails, some of the rows may have been applied: apply the batch again.
     async fn write(&self, group: &Arc<FeatureGroup>, history: &RecordBatch) -> Result<()>;
 
+    /// Forgets the entries of these keys, whoever wrote them.
+    async fn remove(&self, group: Uuid, keys: &[EntityKey]) -> Result<()>;
+
     /// The history's snapshot up to which everything has been applied.
     async fn applied_snapshot(&self, group: Uuid) -> Result<Option<i64>>;
 
@@ -165,6 +168,11 @@ pub(crate) trait OnlineStore: Debug + Send + Sync {
     /// `None` where nobody else does. Must be called within a Tokio runtime.
     fn changes(&self) -> Option<Changes> {
         None
+    }
+
+    /// Whether other servers may write to it.
+    fn is_shared(&self) -> bool {
+        false
     }
 
     /// Whether entries go when they have had their life; see [`FeatureGroup::online_lifetime`].

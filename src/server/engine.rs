@@ -8,13 +8,13 @@ use crate::config::{CatalogSetting, OnlineSetting, Settings};
 use crate::error::Result;
 use crate::offline::{CatalogLocation, OfflineStore};
 use crate::online::{self, Backend, CacheOptions, OnlineOptions};
-use crate::sql::{Engine, EngineParts, RunLimits};
+use crate::sql::{CopyDirectories, Engine, EngineParts, RunLimits};
 
 /// Opens what `settings` name, without a listener. The online store need not answer yet: groups catch up when it
 /// does.
 ///
 /// # Errors
-/// `Unavailable` for a store that another process holds or that cannot be reached, `Corrupt` for a damaged one.
+/// `Invalid` where COPY may read from what is no directory; `Unavailable` for a store that another process holds or that cannot be reached, `Corrupt` for a damaged one.
 pub async fn open_engine(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Arc<Engine>> {
     let catalog = match &settings.catalog {
         CatalogSetting::Sqlite(path) => CatalogLocation::Sqlite(path.clone()),
@@ -45,6 +45,7 @@ pub async fn open_engine(settings: &Settings, clock: Arc<dyn Clock>) -> Result<A
             slow_lookup: settings.slow_lookup,
         },
         endpoints: settings.endpoints,
+        copy_directories: CopyDirectories::new(&settings.copy_from)?,
     })?;
     // What a server that ended has logged; what cannot be folded now stays there, and is read from there.
     engine.fold_due(Duration::ZERO).await?;

@@ -7,7 +7,7 @@ use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef}
 use datafusion::common::metadata::ScalarAndMetadata;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{ParamValues, ScalarValue};
-use datafusion::logical_expr::{DmlStatement, EmptyRelation, Expr, LogicalPlan, Union, Values};
+use datafusion::logical_expr::{DmlStatement, EmptyRelation, Expr, LogicalPlan, Union, Values, WriteOp};
 
 use super::latest::bind_latest_rows;
 use crate::error::{Error, Result};
@@ -81,6 +81,7 @@ pub(super) fn bind(plan: LogicalPlan, values: Option<&RecordBatch>) -> Result<Bo
         return Ok(Bound::Together(looked_up));
     }
     if let LogicalPlan::Dml(insert) = &plan
+        && matches!(insert.op, WriteOp::Insert(_))
         && values.num_rows() != 1
     {
         return insert_all(insert, &parameters, values).map(Bound::Together);

@@ -8,6 +8,7 @@ use futures::TryStreamExt;
 
 use super::ddl::nullable;
 use super::insert::key_on_temporary;
+use super::jobs::{Job, JobKind};
 use super::session::Session;
 use super::system::{self, Known};
 use super::temp::TempTable;
@@ -89,6 +90,7 @@ impl Session {
             None => TableName::new(self.catalog.schema(), &target.table),
         };
         let mut watch = self.watch(Kind::Ingest, None, &format!("-- bulk ingest into {name}"));
+        watch.run.is_job(Job { kind: JobKind::Ingest, target: name.clone() });
         let turn = watch.unqueued();
         let batches = watch.counting(batches);
         let few = watch.until_cancelled(self.ingest_few(&name, &target, batches)).await;

@@ -260,6 +260,7 @@ impl SchemaProvider for SystemSchema {
             },
             cache: self.0.online.cache_statistics(),
             running: self.0.running.list(),
+            ended: self.0.running.ended_jobs(),
         };
         Ok(system::table(name, &known)?)
     }

@@ -22,6 +22,7 @@ use super::asof::{self, AsofExtensionPlanner};
 use super::catalog::{Catalog, SessionCatalog};
 use super::compiled::CompiledStatements;
 use super::compute::Compute;
+use super::copy::CopyDirectories;
 use super::latest;
 use super::running::{Owner, RunLimits, Running};
 use super::session::Session;
@@ -57,6 +58,8 @@ pub(crate) struct EngineParts {
     pub(crate) run_limits: RunLimits,
     /// Into how many endpoints a session splits large results, until it says otherwise.
     pub(crate) endpoints: usize,
+    /// The directories from which COPY may read.
+    pub(crate) copy_directories: CopyDirectories,
 }
 
 /// Stores, registry and memory, shared by all sessions.
@@ -72,6 +75,7 @@ pub struct Engine {
     pub(super) running: Arc<Running>,
     pub(super) compute: Compute,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) copy_directories: CopyDirectories,
     memory_limit_bytes: Option<usize>,
     /// What every session begins with.
     pub(super) config: SessionConfig,
@@ -118,8 +122,7 @@ impl QueryPlanner for Planner {
 
 impl Engine {
     pub(crate) fn new(parts: EngineParts) -> Result<Arc<Self>> {
-        let EngineParts { offline, online, clock, memory_limit_bytes, spill_dir, run_limits, endpoints } =
-            parts;
+        let EngineParts { offline, online, clock, memory_limit_bytes, spill_dir, .. } = parts;
         let pool: Arc<dyn MemoryPool> = match memory_limit_bytes {
             Some(bytes) => Arc::new(TrackConsumersPool::new(FairSpillPool::new(bytes), CONSUMERS_NAMED)),
             None => Arc::new(UnboundedMemoryPool::default()),
@@ -139,9 +142,9 @@ impl Engine {
             Arc::clone(&runtime),
             Arc::clone(&clock),
         );
-        let (compiled, config) = (CompiledStatements::default(), config(endpoints));
+        let (compiled, config) = (CompiledStatements::default(), config(parts.endpoints));
         let metrics = Arc::new(Metrics::default());
-        let running = Arc::new(Running::new(&run_limits, Arc::clone(&metrics), Arc::clone(&clock)));
+        let running = Arc::new(Running::new(&parts.run_limits, Arc::clone(&metrics), Arc::clone(&clock)));
         Ok(Arc::new(Self {
             registry,
             offline,
@@ -153,6 +156,7 @@ impl Engine {
             running,
             compute: Compute::start()?,
             metrics,
+            copy_directories: parts.copy_directories,
             memory_limit_bytes,
             config,
         }))

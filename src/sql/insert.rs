@@ -15,10 +15,12 @@ use datafusion::datasource::sink::{DataSink, DataSinkExec};
 use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext};
 use datafusion::logical_expr::dml::InsertOp;
 use datafusion::logical_expr::{DmlStatement, Expr, LogicalPlan, TableProviderFilterPushDown, Values};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan};
 use futures::TryStreamExt;
 
 use super::ddl::RESERVED_SCHEMAS;
+use super::running::Run;
 use super::session::{Session, default_schema, referenced, run};
 use crate::error::{Error, Result};
 use crate::ingest::Ingest;
@@ -33,6 +35,7 @@ impl Session {
         state: &SessionState,
         dml: DmlStatement,
         key: Option<&IdempotencyKey>,
+        counted: &Arc<Run>,
     ) -> Result<u64> {
         let name = referenced(&dml.table_name, default_schema(state))?;
         // No table may be called so: see `check_creatable`.
@@ -40,15 +43,16 @@ impl Session {
             return Err(Error::invalid(format!("'{}' is read-only", dml.table_name)));
         }
         let plan = nulls_reach_ingest(LogicalPlan::Dml(dml))?;
-        let Some(key) = key else { return count(run(state, &plan).await?).await };
+        let mut state = state.clone();
+        state.config_mut().set_extension(Arc::clone(counted)); // where the sink finds it, as it does the key
+        let Some(key) = key else { return count(run(&state, &plan).await?).await };
         if self.catalog.holds_temp(&name.schema) && self.catalog.temp.get(&name.name).is_some() {
             return Err(key_on_temporary(&name));
         }
         if let Some(rows) = self.engine.ingest.earlier(&name, Some(key)).await? {
             return Ok(rows);
         }
-        let mut state = state.clone();
-        state.config_mut().set_extension(Arc::new(key.clone())); // where the sink finds it
+        state.config_mut().set_extension(Arc::new(key.clone()));
         count(run(&state, &plan).await?).await
     }
 }
@@ -140,6 +144,10 @@ impl DataSink for IngestSink {
         context: &Arc<TaskContext>,
     ) -> DataFusionResult<u64> {
         let key = context.session_config().get_extension::<IdempotencyKey>();
+        let counted = context.session_config().get_extension::<Run>();
+        let schema = data.schema();
+        let data = data.inspect_ok(move |batch| counted.iter().for_each(|run| run.count(batch)));
+        let data = Box::pin(RecordBatchStreamAdapter::new(schema, data));
         Ok(self.ingest.append_planned(&self.object, data, key.as_deref()).await?)
     }
 }

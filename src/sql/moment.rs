@@ -89,7 +89,7 @@ impl Session {
         let generation = self.engine.compiled.generation();
         let state = self.state().await?;
         let plan = match self.plan(&state, sql).await? {
-            Planned::Query(plan) => plan,
+            Planned::Query(plan) | Planned::Upkeep(plan, _) => plan,
             update => return Ok(described(update.prepared()?, vec![], false)),
         };
         let prepared = self.prepare_query(sql, plan.clone(), values, generation)?;

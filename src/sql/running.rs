@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use tracing::Span;
 use uuid::Uuid;
 
 use super::admission::{Admission, Slot};
+use super::jobs::{Ended, EndedJobs, Job};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Kind, Metrics, outcome};
@@ -70,6 +71,7 @@ pub(crate) struct Owner {
 pub(super) struct Running {
     /// By the order in which they came.
     listed: Mutex<BTreeMap<u64, Arc<Run>>>,
+    ended: EndedJobs,
     admission: Admission,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
@@ -93,6 +95,7 @@ pub(super) struct Run {
     is_cancelled: AtomicBool,
     /// What is still to come of a listed one.
     result: Mutex<Weak<Kept>>,
+    job: OnceLock<Job>,
 }
 
 const PLANNING: u8 = 0;
@@ -107,6 +110,15 @@ const STATES: [&str; 4] = ["planning", "queued", "running", "ending"];
 impl Run {
     pub(super) fn state(&self) -> &'static str {
         STATES[usize::from(self.state.load(Relaxed))]
+    }
+
+    /// Says that it is a write that may take long.
+    pub(super) fn is_job(&self, job: Job) {
+        let _ = self.job.set(job); // which is said once
+    }
+
+    pub(super) fn job(&self) -> Option<&Job> {
+        self.job.get()
     }
 
     /// Rows of the result that were taken, or rows that came in.
@@ -132,6 +144,7 @@ impl Running {
     pub(super) fn new(limits: &RunLimits, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) -> Self {
         Self {
             listed: Mutex::default(),
+            ended: EndedJobs::default(),
             admission: Admission::new(limits.queries_max, limits.queries_queued_max, limits.queue_timeout),
             metrics,
             clock,
@@ -144,6 +157,11 @@ impl Running {
         let now_us = self.clock.now_us();
         let listed = self.listed.lock();
         listed.values().map(|run| (Arc::clone(run), now_us.saturating_sub(run.started_us))).collect()
+    }
+
+    /// The last jobs that have ended.
+    pub(super) fn ended_jobs(&self) -> Vec<Arc<Ended>> {
+        self.ended.list(self.clock.now_us())
     }
 
     /// How many are in each state.
@@ -204,11 +222,21 @@ impl Running {
             cancel: Mutex::new(cancel),
             is_cancelled: AtomicBool::new(false),
             result: Mutex::default(),
+            job: OnceLock::new(),
         }
     }
 
-    fn over(&self, run: &Run, listed: bool, end: End) {
-        let duration_us = self.clock.now_us().saturating_sub(run.started_us);
+    fn over(&self, run: &Arc<Run>, listed: bool, end: End) {
+        let ended_us = self.clock.now_us();
+        let duration_us = ended_us.saturating_sub(run.started_us);
+        if run.job().is_some() {
+            let (state, error) = match &end {
+                Ok(()) => ("done", None),
+                Err((ErrorKind::Cancelled, message)) => ("cancelled", Some(message.clone())),
+                Err((_, message)) => ("failed", Some(message.clone())),
+            };
+            self.ended.keep(Ended { run: Arc::clone(run), ended_us, state, error });
+        }
         let (error, message) = match end {
             Ok(()) => (None, None),
             Err((kind, message)) => (Some(kind), Some(message)),

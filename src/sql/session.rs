@@ -25,8 +25,10 @@ use super::admission::is_light;
 use super::alter;
 use super::bind;
 use super::catalog::SessionCatalog;
+use super::copy::CopyFrom;
 use super::definition::normalized;
 use super::engine::{CATALOG, Engine};
+use super::jobs::Job;
 use super::memory::BoundedPool;
 use super::moment::{Moment, settle};
 use super::output::{to_wire, wire_schema};
@@ -97,13 +99,23 @@ impl fmt::Debug for Session {
 /// A statement with its tables and types resolved.
 pub(super) enum Planned {
     Query(LogicalPlan),
+    /// A query whose one row is there when the work is done.
+    Upkeep(LogicalPlan, Job),
     Update(LogicalPlan),
     CreateFeatureGroup(Box<CreateFeatureGroup>),
-    DropFeatureGroup { name: TableName, if_exists: bool },
-    AlterFeatureGroup { name: TableName, if_exists: bool, changes: Vec<Change> },
+    DropFeatureGroup {
+        name: TableName,
+        if_exists: bool,
+    },
+    AlterFeatureGroup {
+        name: TableName,
+        if_exists: bool,
+        changes: Vec<Change>,
+    },
     KillQuery(Uuid),
     RefreshOnline(RefreshOnline),
     Checkpoint(Option<TableName>),
+    Copy(Box<CopyFrom>),
 }
 
 impl Planned {
@@ -113,7 +125,7 @@ impl Planned {
     /// `Invalid` where the statement changes something.
     pub(super) fn query(self) -> Result<LogicalPlan> {
         match self {
-            Self::Query(plan) => Ok(plan),
+            Self::Query(plan) | Self::Upkeep(plan, _) => Ok(plan),
             _ => Err(Error::invalid("the statement returns no rows: run it as an update")),
         }
     }
@@ -162,7 +174,9 @@ impl Session {
         let generation = self.engine.compiled.generation();
         let state = self.state().await?;
         match self.plan(&state, sql).await? {
-            Planned::Query(plan) => self.prepare_query(sql, plan, values, generation),
+            Planned::Query(plan) | Planned::Upkeep(plan, _) => {
+                self.prepare_query(sql, plan, values, generation)
+            }
             update => update.prepared(),
         }
     }
@@ -234,10 +248,15 @@ impl Session {
         parameters: Option<&RecordBatch>,
         moment: &Moment,
     ) -> Result<SendableRecordBatchStream> {
+        let run = Arc::clone(&watch.run);
         let planning = async {
             let generation = self.engine.compiled.generation();
             let state = self.state_at(moment).await?;
-            let plan = self.plan(&state, sql).await?.query()?;
+            let planned = self.plan(&state, sql).await?;
+            if let Planned::Upkeep(_, job) = &planned {
+                run.is_job(job.clone());
+            }
+            let plan = planned.query()?;
             settle(&plan).await?;
             if moment.is_now() {
                 self.prepare_query(sql, plan.clone(), None, generation)?; // the next time it is ready
@@ -347,6 +366,8 @@ impl Session {
             Statement::Vacuum { name, retain } => {
                 self.plan_upkeep(state, &name, Upkeep::Vacuum(retain)).await
             }
+            Statement::Purge(name) => self.plan_upkeep(state, &name, Upkeep::Purge).await,
+            Statement::Copy(copy) => Ok(Planned::Copy(copy)),
             Statement::ShowFeatureGroups => show(state, SHOW_FEATURE_GROUPS).await,
             Statement::ShowSchemas => show(state, SHOW_SCHEMAS).await,
             Statement::Describe(name) => Ok(Planned::Query(self.describe_table(state, &name).await?)),
@@ -503,4 +524,4 @@ pub(super) fn referenced(reference: &TableReference, default_schema: &str) -> Re
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::sql) mod tests;

@@ -6,6 +6,8 @@
 //! DROP FEATURE GROUP [IF EXISTS] name      SHOW FEATURE GROUPS      SHOW SCHEMAS      DESCRIBE name      USE [SCHEMA] name      KILL QUERY 'id'
 //! REFRESH ONLINE name [FULL]               CHECKPOINT [name]
 //! OPTIMIZE name [FULL]                       VACUUM name [RETAIN '7 days' | RETAIN 168 HOURS]
+//! PURGE name
+//! COPY name [(column, …)] FROM 'file' [(option, …)]
 //! ```
 
 use std::time::Duration;
@@ -22,6 +24,7 @@ use uuid::Uuid;
 
 use super::alter::{self, AlterFeatureGroup};
 use super::asof;
+use super::copy::{self, CopyFrom};
 use super::definition::duration;
 use super::latest;
 use super::settings::Setting;
@@ -54,6 +57,8 @@ pub(super) enum Statement {
     Use(ObjectName),
     Optimize { name: ObjectName, extent: Extent },
     Vacuum { name: ObjectName, retain: Option<Duration> },
+    Purge(ObjectName),
+    Copy(Box<CopyFrom>),
 }
 
 /// `CREATE FEATURE GROUP`, as written.
@@ -119,6 +124,20 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
             "SQL does not parse: write REFRESH ONLINE feature_group, or REFRESH ONLINE feature_group FULL",
         )),
         ["OPTIMIZE", ..] => finished(optimize(&mut parser), &mut parser),
+        ["COPY", ..] => {
+            words_of(&mut parser, 1);
+            let copy = copy::parse(&mut parser)?;
+            finished(Ok(Statement::Copy(Box::new(copy))), &mut parser)
+        }
+        ["EXPLAIN", "COPY", ..] | ["EXPLAIN", _, "COPY", ..] => Err(Error::unsupported(
+            "EXPLAIN of COPY is not supported: its files are read one after the other, and their rows sorted as they come",
+        )),
+        ["PURGE", ..] => {
+            words_of(&mut parser, 1);
+            let _ = parser.parse_keyword(Keyword::TABLE);
+            let name = parser.parse_object_name(false).map(Statement::Purge);
+            finished(name, &mut parser)
+        }
         ["VACUUM", ..] => vacuum(&mut parser).and_then(|vacuum| finished(Ok(vacuum), &mut parser)),
         ["DESCRIBE" | "DESC", ..] => {
             words_of(&mut parser, 1);
@@ -488,6 +507,19 @@ mod tests {
             ("REFRESH ONLINE g HALF", "'HALF' was not expected"),
             ("OPTIMIZE", "SQL does not parse"),
             ("OPTIMIZE g WHERE k = 1", "'WHERE' was not expected"),
+            ("COPY g FROM 'a' (FORMAT avro)", "which are parquet, csv and json"),
+            ("COPY g FROM 'a' (HEADERS)", "'HEADERS' is no option of COPY"),
+            ("COPY g FROM 'a' (FORMAT)", "FORMAT of COPY lacks its value"),
+            ("COPY g FROM 'a' (HEADER maybe)", "is true or false, not 'maybe'"),
+            ("COPY g FROM 'a' (DELIMITER '||')", "is one ASCII character, not '||'"),
+            ("COPY g FROM 'a' (FORMAT csv", "SQL does not parse"),
+            ("COPY g FROM 'a' 'b'", "'b'"),
+            ("COPY g FROM a", "in single quotes, not 'a'"),
+            ("COPY g FROM STDIN", "adbc_ingest"),
+            ("COPY g (a FROM 'x'", "SQL does not parse"),
+            ("COPY g TO 'a'", "the server writes no files"),
+            ("COPY (SELECT 1) TO 'a'", "the server writes no files"),
+            ("EXPLAIN ANALYZE COPY g FROM 'a'", "EXPLAIN of COPY"),
             ("VACUUM g RETAIN", "RETAIN takes how long"),
             ("VACUUM g RETAIN 'a while'", "'a while' is not a duration"),
             ("VACUUM g RETAIN 7", "is not a duration"),

@@ -1,5 +1,5 @@
 //! What the store says of itself, as rows: `system.feature_groups`, `system.features`, `system.freshness`,
-//! `system.online_cache`, `system.queries`, and `DESCRIBE`.
+//! `system.jobs`, `system.online_cache`, `system.queries`, and `DESCRIBE`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use datafusion::arrow::array::{
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef};
 use datafusion::catalog::{MemTable, TableProvider};
 
+use super::jobs::{Ended, Job};
 use super::running::Run;
 use crate::error::Result;
 use crate::ingest::{Freshness, Lag};
@@ -20,7 +21,8 @@ use crate::online::CacheStatistics;
 use crate::registry::default_text;
 
 pub(super) const SCHEMA: &str = "system";
-pub(super) const TABLES: [&str; 5] = ["feature_groups", "features", FRESHNESS, "online_cache", "queries"];
+pub(super) const TABLES: [&str; 6] =
+    ["feature_groups", "features", FRESHNESS, "jobs", "online_cache", "queries"];
 /// The one that asks the online store of every group.
 pub(super) const FRESHNESS: &str = "freshness";
 
@@ -35,6 +37,8 @@ pub(super) struct Known {
     pub(super) cache: Option<CacheStatistics>,
     /// The statements that run, and for how long, in microseconds.
     pub(super) running: Vec<(Arc<Run>, i64)>,
+    /// The last jobs that have ended.
+    pub(super) ended: Vec<Arc<Ended>>,
 }
 
 /// The system table `name`.
@@ -44,6 +48,7 @@ pub(super) fn table(name: &str, known: &Known) -> Result<Option<Arc<dyn TablePro
         "feature_groups" => feature_groups(&groups)?,
         "features" => features(&groups)?,
         FRESHNESS => freshness(&known.freshness)?,
+        "jobs" => jobs(&known.running, &known.ended)?,
         "online_cache" => online_cache(known.cache)?,
         "queries" => queries(&known.running)?,
         _ => return Ok(None),
@@ -194,6 +199,62 @@ fn queries(running: &[(Arc<Run>, i64)]) -> Result<RecordBatch> {
         ("elapsed_ms", Arc::new(elapsed)),
         ("rows", count(&Run::rows)),
         ("bytes", count(&Run::bytes)),
+    ];
+    Ok(RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true)))?)
+}
+
+/// One row for each write that may take long: those that run on this server, and the last ones that ended, for a day at
+/// most; of `INSERT` and bulk ingest those that took a second.
+///
+/// | column | |
+/// |---|---|
+/// | `job_id` | the `query_id` of its statement, which `KILL QUERY '…'` takes |
+/// | `kind` | `copy`, `ingest`, `insert`, `delete`, `refresh`, `optimize`, `vacuum` or `purge` |
+/// | `target` | the table, as schema.name |
+/// | `state` | those of `system.queries`; then `done`, `cancelled` or `failed` |
+/// | `rows` | that came in so far, or were changed in the end; NULL for upkeep |
+/// | `started_at`, `ended_at` | when it came and when it ended; NULL while it runs |
+/// | `elapsed_ms` | from the one to the other, or until now |
+/// | `user_name` | who runs it, where users are known |
+/// | `sql` | the text, as far as 4 KiB go |
+/// | `error` | why it failed |
+fn jobs(running: &[(Arc<Run>, i64)], ended: &[Arc<Ended>]) -> Result<RecordBatch> {
+    struct Row<'a> {
+        run: &'a Run,
+        job: &'a Job,
+        elapsed_us: i64,
+        ended: Option<&'a Ended>,
+    }
+    let has_ended = |run: &Arc<Run>| ended.iter().any(|ended| Arc::ptr_eq(&ended.run, run));
+    let over = ended.iter().filter_map(|ended| {
+        let elapsed_us = ended.ended_us.saturating_sub(ended.run.started_us);
+        Some(Row { run: &ended.run, job: ended.run.job()?, elapsed_us, ended: Some(ended) })
+    });
+    let under_way = running.iter().filter(|(run, _)| !has_ended(run)).filter_map(|(run, elapsed_us)| {
+        Some(Row { run, job: run.job()?, elapsed_us: *elapsed_us, ended: None })
+    });
+    let rows: Vec<Row<'_>> = over.chain(under_way).collect();
+    let text = |of: &dyn Fn(&Row<'_>) -> Option<String>| -> ArrayRef {
+        Arc::new(StringArray::from_iter(rows.iter().map(of)))
+    };
+    let times = |of: &dyn Fn(&Row<'_>) -> Option<i64>| -> ArrayRef {
+        Arc::new(TimestampMicrosecondArray::from_iter(rows.iter().map(of)).with_timezone("UTC"))
+    };
+    let count =
+        |row: &Row<'_>| row.job.kind.counts_rows().then(|| i64::try_from(row.run.rows()).unwrap_or(i64::MAX));
+    let elapsed = Int64Array::from_iter_values(rows.iter().map(|row| row.elapsed_us / 1000));
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("job_id", text(&|row| Some(row.run.id.to_string()))),
+        ("kind", text(&|row| Some(row.job.kind.name().to_owned()))),
+        ("target", text(&|row| Some(row.job.target.to_string()))),
+        ("state", text(&|row| Some(row.ended.map_or(row.run.state(), |ended| ended.state).to_owned()))),
+        ("rows", Arc::new(rows.iter().map(count).collect::<Int64Array>())),
+        ("started_at", times(&|row| Some(row.run.started_us))),
+        ("ended_at", times(&|row| Some(row.ended?.ended_us))),
+        ("elapsed_ms", Arc::new(elapsed)),
+        ("user_name", text(&|row| row.run.owner.user.as_deref().map(str::to_owned))),
+        ("sql", text(&|row| Some(row.run.sql.to_string()))),
+        ("error", text(&|row| row.ended?.error.clone())),
     ];
     Ok(RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true)))?)
 }

@@ -9,6 +9,7 @@ use datafusion::logical_expr::{DdlStatement, LogicalPlan, WriteOp};
 use super::admission::is_light;
 use super::bind;
 use super::compiled::ForgetAtEnd;
+use super::jobs::Job;
 use super::running::{Run, Watch};
 use super::session::{LONG_SQL_BYTES, Planned, Session, default_schema, referenced};
 use crate::error::{Error, Result};
@@ -56,10 +57,13 @@ impl Session {
         let (state, planned) = watch.until_cancelled(planning).await?;
         let is_heavy = match &planned {
             Planned::Update(plan) => !is_light(plan, default_schema(&state))?,
-            Planned::RefreshOnline(_) | Planned::Checkpoint(_) => true,
+            Planned::RefreshOnline(_) | Planned::Checkpoint(_) | Planned::Copy(_) => true,
             _ => false,
         };
         let run = Arc::clone(&watch.run);
+        if let Some(job) = Job::of(&planned, default_schema(&state))? {
+            run.is_job(job);
+        }
         if !is_heavy && sql.len() <= LONG_SQL_BYTES {
             let _turn = watch.unqueued();
             return watch.until_cancelled(self.run_planned(&state, planned, parameters, key, &run)).await;
@@ -79,19 +83,21 @@ impl Session {
         planned: Planned,
         parameters: Option<&RecordBatch>,
         key: Option<IdempotencyKey>,
-        run: &Run,
+        run: &Arc<Run>,
     ) -> Result<u64> {
         let changes_no_definition = matches!(
             planned,
             Planned::Query(_)
+                | Planned::Upkeep(..)
                 | Planned::KillQuery(_)
                 | Planned::RefreshOnline(_)
                 | Planned::Checkpoint(_)
+                | Planned::Copy(_)
                 | Planned::Update(LogicalPlan::Dml(_) | LogicalPlan::Statement(_))
         );
         let _forget = (!changes_no_definition).then(|| ForgetAtEnd(&self.engine.compiled));
         match planned {
-            Planned::Query(_) => {
+            Planned::Query(_) | Planned::Upkeep(..) => {
                 Err(Error::invalid("the statement is a query: run it as one to get its rows"))
             }
             Planned::CreateFeatureGroup(create) => {
@@ -109,6 +115,10 @@ impl Session {
             ))),
             Planned::RefreshOnline(refresh) => self.refresh_online(&refresh, &|batch| run.count(batch)).await,
             Planned::Checkpoint(name) => self.checkpoint(name.as_ref()).await.map(|()| 0),
+            Planned::Copy(copy) => {
+                let key = self.take_idempotency_key()?.filter(|_| key.is_none()).or(key);
+                self.copy_from(state, *copy, key.as_ref(), run).await
+            }
             Planned::Update(plan) => {
                 let key = match writes_rows(&plan) {
                     true => self.take_idempotency_key()?.filter(|_| key.is_none()).or(key),
@@ -117,7 +127,7 @@ impl Session {
                 let bound = bind::bind(plan, parameters)?;
                 let mut changed = 0;
                 for execution in 0..bound.executions() {
-                    changed += self.run_update(state, bound.plan(execution)?, key.as_ref()).await?;
+                    changed += self.run_update(state, bound.plan(execution)?, key.as_ref(), run).await?;
                 }
                 Ok(changed)
             }
@@ -129,11 +139,13 @@ impl Session {
         state: &SessionState,
         plan: LogicalPlan,
         key: Option<&IdempotencyKey>,
+        run: &Arc<Run>,
     ) -> Result<u64> {
         match plan {
             LogicalPlan::Dml(dml) if matches!(dml.op, WriteOp::Insert(_)) => {
-                self.insert(state, dml, key).await
+                self.insert(state, dml, key, run).await
             }
+            LogicalPlan::Dml(dml) if matches!(dml.op, WriteOp::Delete) => self.delete(state, dml).await,
             LogicalPlan::Dml(dml) => {
                 let name = referenced(&dml.table_name, default_schema(state))?;
                 let hint = match self.feature_group(&name).await? {
@@ -142,14 +154,11 @@ impl Session {
                 };
                 let (op, table) = (dml.op.to_string().to_uppercase(), dml.table_name);
                 Err(Error::unsupported(format!(
-                    "{op} is not supported on '{table}': rows are only added; {hint}"
+                    "{op} is not supported on '{table}': rows are added and deleted; {hint}"
                 )))
             }
             LogicalPlan::Ddl(ddl) => self.run_ddl(state, ddl, key).await,
             LogicalPlan::Statement(statement) => self.run_setting(statement).await.map(|()| 0),
-            LogicalPlan::Copy(_) => Err(Error::unsupported(
-                "COPY is not supported: the server reads and writes no files for its clients; fetch the rows, or use bulk ingest",
-            )),
             other => Err(Error::unsupported(format!("{} is not supported", other.display()))),
         }
     }

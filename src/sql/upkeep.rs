@@ -1,4 +1,4 @@
-//! `OPTIMIZE` and `VACUUM`: work on a stored table that is done when its one row is fetched, and not before.
+//! `OPTIMIZE`, `VACUUM` and `PURGE`: work on a stored table that is done when its one row is fetched, and not before.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use datafusion::physical_plan::streaming::PartitionStream;
 use datafusion::sql::sqlparser::ast::ObjectName;
 
 use super::engine::Engine;
+use super::jobs::{Job, JobKind};
 use super::memory::BoundedPool;
 use super::session::{Planned, Session, default_schema, table_name};
 use crate::error::{Error, Result};
@@ -27,7 +28,7 @@ use crate::offline::Extent;
 const RETENTION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// What sorting rows takes in memory before it goes to disk.
-const SORT_BYTES_MAX: usize = 512 << 20;
+pub(super) const SORT_BYTES_MAX: usize = 512 << 20;
 
 const OPTIMIZED: [&str; 5] = ["files_before", "files_after", "bytes_before", "bytes_after", "rows_rewritten"];
 
@@ -45,20 +46,30 @@ pub(super) enum Upkeep {
     Optimize(Extent),
     /// Keeps what was current so long ago; `None` is [`RETENTION`].
     Vacuum(Option<Duration>),
+    /// Keeps only what is there now.
+    Purge,
 }
 
 impl Upkeep {
-    /// Its name, and the names of its columns.
-    fn words(self) -> (&'static str, [&'static str; 5]) {
+    fn kind(self) -> JobKind {
         match self {
-            Self::Optimize(_) => ("optimize", OPTIMIZED),
-            Self::Vacuum(_) => ("vacuum", VACUUMED),
+            Self::Optimize(_) => JobKind::Optimize,
+            Self::Vacuum(_) => JobKind::Vacuum,
+            Self::Purge => JobKind::Purge,
+        }
+    }
+
+    /// The names of its columns.
+    fn columns(self) -> [&'static str; 5] {
+        match self {
+            Self::Optimize(_) => OPTIMIZED,
+            Self::Vacuum(_) | Self::Purge => VACUUMED,
         }
     }
 }
 
 impl Session {
-    /// The plan of an `OPTIMIZE` or `VACUUM`.
+    /// The plan of an `OPTIMIZE`, `VACUUM` or `PURGE`.
     ///
     /// # Errors
     /// `NotFound` where there is no stored table of that name.
@@ -72,15 +83,14 @@ impl Session {
         if self.catalog.object(&table).await?.is_none() {
             return Err(Error::not_found(format!("table '{table}' does not exist")));
         }
-        let (word, columns) = upkeep.words();
-        let fields = columns.map(|name| Field::new(name, DataType::Int64, false));
+        let fields = upkeep.columns().map(|name| Field::new(name, DataType::Int64, false));
         let schema = Arc::new(Schema::new(fields.to_vec()));
-        let shown = TableReference::partial(table.schema.clone(), word);
+        let shown = TableReference::partial(table.schema.clone(), upkeep.kind().name());
+        let job = Job { kind: upkeep.kind(), target: table.clone() };
         let work = Work { engine: Arc::clone(&self.engine), table, upkeep, schema: Arc::clone(&schema) };
         let rows = StreamingTable::try_new(schema, vec![Arc::new(work)])?;
-        Ok(Planned::Query(
-            LogicalPlanBuilder::scan(shown, provider_as_source(Arc::new(rows)), None)?.build()?,
-        ))
+        let plan = LogicalPlanBuilder::scan(shown, provider_as_source(Arc::new(rows)), None)?.build()?;
+        Ok(Planned::Upkeep(plan, job))
     }
 }
 
@@ -108,15 +118,19 @@ impl Work {
                 [files[0], files[1], done.bytes_before, done.bytes_after, done.rows_rewritten]
             }
             Upkeep::Vacuum(retain) => {
-                let done = self.engine.vacuum(&self.table, retain.unwrap_or(RETENTION)).await?;
-                let files = [done.data_files_deleted, done.metadata_files_deleted, done.orphan_files_deleted];
-                [done.snapshots_expired, files[0], files[1], files[2], done.bytes_deleted]
+                vacuumed(self.engine.vacuum(&self.table, retain.unwrap_or(RETENTION)).await?)
             }
+            Upkeep::Purge => vacuumed(self.engine.purge(&self.table).await?),
         };
         let counts = counts.map(|count| i64::try_from(count).unwrap_or(i64::MAX));
         let columns = counts.map(|count| Arc::new(Int64Array::from_value(count, 1)) as _);
         Ok(RecordBatch::try_new(self.schema, columns.to_vec())?)
     }
+}
+
+fn vacuumed(done: crate::offline::Vacuumed) -> [u64; 5] {
+    let files = [done.data_files_deleted, done.metadata_files_deleted, done.orphan_files_deleted];
+    [done.snapshots_expired, files[0], files[1], files[2], done.bytes_deleted]
 }
 
 impl PartitionStream for Work {
@@ -159,6 +173,23 @@ impl Engine {
         let memory_pool = Arc::new(BoundedPool::new(Arc::clone(&runtime.memory_pool), SORT_BYTES_MAX));
         let sorting = Arc::new(RuntimeEnv { memory_pool, ..runtime.as_ref().clone() });
         self.ingest.optimize(table, extent, sorting).await
+    }
+
+    /// Deletes all but what is there now.
+    ///
+    /// # Errors
+    /// `Conflict` where something holds an older snapshot; others are gone then.
+    async fn purge(&self, table: &TableName) -> Result<crate::offline::Vacuumed> {
+        let purged = self.vacuum(table, Duration::ZERO).await?;
+        let now = self.offline.load(table).await?;
+        match now.map_or(0, |now| now.metadata().snapshots().len().saturating_sub(1)) {
+            0 => Ok(purged),
+            held => Err(Error::conflict(format!(
+                "{held} earlier snapshots of '{table}' are still kept, and with them rows that were deleted since: by \
+                 statements that began before, by the online store where it is behind (REFRESH ONLINE {table}), or by a tag or \
+                 branch of another engine; PURGE again when they are not"
+            ))),
+        }
     }
 
     /// Deletes what was last current so long ago, and before every statement that runs here.

@@ -79,6 +79,14 @@ def test_the_others(bench, script, expected):
     assert set(expected) <= set(rows_of(printed))
 
 
+def test_ingest(bench):
+    printed, _ = bench("ingest.py", "--size", "XS")
+    rows = rows_of(printed)
+    assert rows["Fletching, COPY"][-1] == "1.00"
+    assert {"Fletching, adbc_ingest", "DuckDB, sorted Parquet", "8 connections, offline and online"} <= set(rows)
+    assert {"Fletching, INSERT by ADBC", "Fletching, REFRESH ONLINE"} <= set(rows)
+
+
 def test_serving(bench):
     printed, _ = bench("serving.py", "--size", "XS")
     rows = rows_of(printed)

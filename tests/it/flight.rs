@@ -348,7 +348,7 @@ async fn mistakes_have_the_code_that_says_whose_they_are() {
         ("SELECT * FROM nope", Code::NotFound, "nope"),
         ("CREATE TABLE t (x BIGINT)", Code::AlreadyExists, "t"),
         ("DROP TABLE nope", Code::NotFound, "nope"),
-        ("DELETE FROM t", Code::Unimplemented, "t"),
+        ("UPDATE t SET x = 1", Code::Unimplemented, "t"),
         ("SELECT 1 / 0", Code::InvalidArgument, "zero"),
         ("SELECT CAST(value AS TINYINT) FROM generate_series(1, 100000)", Code::InvalidArgument, "int8"),
     ] {

@@ -6,7 +6,8 @@
 //!                                    ├─▶ day 2: sort                   ─▶ take a slice, encode it ─▶ part-00001
 //!                                    └─▶ …
 //! ```
-//! While one chunk is encoded the next is gathered, and no more than that. Every row is in one file with all rows of
+//! While one chunk is encoded the next is gathered, and begins to be encoded as soon as there is a core without work; no
+//! more than that. Every row is in one file with all rows of
 //! its day (or month, or chunk, where days are small), so a file's bounds on event time say what a partition would,
 //! and no reader has to know a partition spec. Files of one table overlap in everything but time; each is sorted
 //! for itself.
@@ -36,13 +37,18 @@ pub(super) const FILE_ROWS_MIN: usize = 250_000;
 /// Rows that are taken out of a chunk at a time: more would hold rows twice, fewer cost more per row.
 const SLICE_ROWS: usize = 16 * 1024;
 
-/// Writes all of `batches` in the target's order. Dropped or failed, it has stopped all its tasks, and leaves files.
+/// A file that is written, and of which chunk.
+pub(super) type Encoded = Result<(usize, DataFile)>;
+
+/// Writes all of `batches` in the target's order, by `tasks`. When it returns they are over; where it fails, files are
+/// left.
 pub(super) async fn write_sorted(
     target: Arc<Target>,
     mut batches: SendableRecordBatchStream,
     memory: &Arc<dyn MemoryPool>,
+    tasks: &mut JoinSet<Encoded>,
 ) -> Result<(Vec<DataFile>, u64)> {
-    let mut encoders = Encoders::new(target);
+    let mut encoders = Encoders::new(target, tasks);
     let written = encoders.write(&mut batches, memory).await;
     encoders.running.shutdown().await;
     let rows = written?;
@@ -71,20 +77,23 @@ impl Gathered {
     }
 }
 
-/// The tasks that write the files of one chunk, and the files that are written.
-struct Encoders {
+/// The tasks that write the files of a chunk, and of the one before, and the files that are written.
+struct Encoders<'a> {
     target: Arc<Target>,
     slots: Arc<Semaphore>,
-    running: JoinSet<Result<DataFile>>,
+    running: &'a mut JoinSet<Encoded>,
     started: usize,
+    /// The last chunk, and how many of its files are not written yet.
+    chunk: usize,
+    of_chunk: usize,
     files: Vec<DataFile>,
 }
 
-impl Encoders {
-    fn new(target: Arc<Target>) -> Self {
+impl<'a> Encoders<'a> {
+    fn new(target: Arc<Target>, running: &'a mut JoinSet<Encoded>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let slots = Arc::new(Semaphore::new(cores));
-        Self { target, slots, running: JoinSet::new(), started: 0, files: Vec::new() }
+        Self { target, slots, running, started: 0, chunk: 0, of_chunk: 0, files: Vec::new() }
     }
 
     async fn write(
@@ -127,15 +136,17 @@ impl Encoders {
         Ok(gathered.granted.try_grow(bytes)?)
     }
 
-    /// Starts writing what is gathered, once the chunk before is written.
+    /// Starts writing what is gathered, and returns once the chunk before is written.
     async fn encode(&mut self, (batches, granted): (Vec<RecordBatch>, MemoryReservation)) -> Result<()> {
-        self.finish().await?;
         if batches.is_empty() {
             return Ok(());
         }
         let chunk = self.target.chunk(batches)?;
         let files = chunk.files(FILE_ROWS_MIN)?;
         let shared = Arc::new((chunk, granted));
+        self.chunk += 1;
+        self.of_chunk = files.len();
+        let number_of_chunk = self.chunk;
         for rows in files {
             let (target, shared, slots) =
                 (Arc::clone(&self.target), Arc::clone(&shared), Arc::clone(&self.slots));
@@ -143,16 +154,29 @@ impl Encoders {
             self.started += 1;
             self.running.spawn(async move {
                 let _slot = slots.acquire_owned().await;
-                write_file(&target, shared, rows, number).await
+                Ok((number_of_chunk, write_file(&target, shared, rows, number).await?))
             });
+        }
+        drop(shared);
+        while self.running.len() > self.of_chunk {
+            self.finish_one().await?;
         }
         Ok(())
     }
 
-    /// Waits for the files of the last chunk.
+    /// Waits for all files.
     async fn finish(&mut self) -> Result<()> {
-        while let Some(file) = self.running.join_next().await {
-            self.files.push(file.map_err(stopped)??);
+        while !self.running.is_empty() {
+            self.finish_one().await?;
+        }
+        Ok(())
+    }
+
+    async fn finish_one(&mut self) -> Result<()> {
+        if let Some(file) = self.running.join_next().await {
+            let (chunk, file) = file.map_err(stopped)??;
+            self.of_chunk -= usize::from(chunk == self.chunk);
+            self.files.push(file);
         }
         Ok(())
     }

@@ -151,6 +151,12 @@ impl OnlineStore for CachedStore {
         self.store.write(group, history).await
     }
 
+    async fn remove(&self, group: Uuid, keys: &[EntityKey]) -> Result<()> {
+        let forgotten = keys.iter().cloned().map(Some).collect();
+        let _forget = ForgetWritten { kept: &self.kept, group: group.into(), keys: forgotten };
+        self.store.remove(group, keys).await
+    }
+
     async fn applied_snapshot(&self, group: Uuid) -> Result<Option<i64>> {
         self.store.applied_snapshot(group).await
     }
@@ -194,6 +200,10 @@ impl OnlineStore for CachedStore {
 
     fn scan(&self, group: &Arc<FeatureGroup>) -> BoxStream<'static, Result<ScannedEntries>> {
         self.store.scan(group)
+    }
+
+    fn is_shared(&self) -> bool {
+        self.store.is_shared()
     }
 
     fn expires(&self) -> bool {

@@ -109,6 +109,18 @@ impl RedisStore {
         T::from_redis_value(value).map_err(|error| odd(&self.server, &error.to_string()))
     }
 
+    async fn unlink(&self, keys: StoredKeys) -> Result<()> {
+        let command = |some: &[usize]| {
+            let mut command = ::redis::cmd("UNLINK");
+            some.iter().for_each(|&i| {
+                command.arg(keys.get(i));
+            });
+            command
+        };
+        let batch = Batch { keys: &keys, together_max: KEYS_PER_CALL_MAX, command: &command, script: None };
+        self.server.run(&batch).await.map(|_| ())
+    }
+
     /// Where the applied snapshot is noted: in a cluster on every master, for each may lose its rows on its own, and
     /// no note must speak for the rows of another.
     async fn notes(&self, group: Uuid) -> Result<Vec<String>> {
@@ -169,6 +181,10 @@ impl OnlineStore for RedisStore {
         true
     }
 
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     async fn write(&self, group: &Arc<FeatureGroup>, history: &RecordBatch) -> Result<()> {
         let now_us = self.clock.now_us();
         let incoming = Incoming::new(group, history, now_us, group.online_lifetime())?;
@@ -180,6 +196,13 @@ impl OnlineStore for RedisStore {
         if replaced > 0 {
             let (name, store) = (&group.name, self.server.name());
             warn!(group = %name, store, replaced, "unreadable online values were replaced");
+        }
+        Ok(())
+    }
+
+    async fn remove(&self, group: Uuid, keys: &[EntityKey]) -> Result<()> {
+        for part in keys.chunks(KEYS_PER_CALL_MAX) {
+            self.unlink(StoredKeys::new(group, part.iter().map(EntityKey::as_bytes))).await?;
         }
         Ok(())
     }
@@ -209,17 +232,7 @@ impl OnlineStore for RedisStore {
         }
         let mut scan = self.server.scan(pattern(group));
         while let Some(found) = scan.next().await? {
-            let keys = StoredKeys::of(found.iter().map(Vec::as_slice));
-            let command = |some: &[usize]| {
-                let mut command = ::redis::cmd("UNLINK");
-                some.iter().for_each(|&i| {
-                    command.arg(keys.get(i));
-                });
-                command
-            };
-            let batch =
-                Batch { keys: &keys, together_max: KEYS_PER_CALL_MAX, command: &command, script: None };
-            self.server.run(&batch).await?;
+            self.unlink(StoredKeys::of(found.iter().map(Vec::as_slice))).await?;
         }
         Ok(())
     }

@@ -34,6 +34,10 @@ impl OnlineStore for Held {
         }
     }
 
+    async fn remove(&self, group: Uuid, keys: &[EntityKey]) -> Result<()> {
+        self.store.remove(group, keys).await
+    }
+
     async fn applied_snapshot(&self, group: Uuid) -> Result<Option<i64>> {
         self.store.applied_snapshot(group).await
     }

@@ -24,6 +24,10 @@ impl OnlineStore for Full {
         Ok(())
     }
 
+    async fn remove(&self, _: Uuid, _: &[EntityKey]) -> Result<()> {
+        Ok(())
+    }
+
     async fn applied_snapshot(&self, _: Uuid) -> Result<Option<i64>> {
         Ok(None)
     }

@@ -1,4 +1,5 @@
 mod alter;
+mod delete;
 mod running;
 mod scans;
 mod upkeep;
@@ -14,11 +15,11 @@ use crate::clock::{Clock, ManualClock};
 use crate::error::ErrorKind;
 use crate::offline::OfflineStore;
 use crate::online::{self, Backend, OnlineOptions};
-use crate::sql::{EngineParts, IfExists, IfNotExists, IngestTarget, RunLimits};
+use crate::sql::{CopyDirectories, EngineParts, IfExists, IfNotExists, IngestTarget, RunLimits};
 
 const NOW_US: i64 = 1_767_225_600_000_000; // 2026-01-01T00:00:00Z
 
-async fn engine(dir: &Path) -> Arc<Engine> {
+pub(in crate::sql) async fn engine(dir: &Path) -> Arc<Engine> {
     engine_serving(dir, "online").await
 }
 
@@ -43,13 +44,14 @@ async fn engine_serving(dir: &Path, online: &str) -> Arc<Engine> {
         spill_dir,
         run_limits: RunLimits::default(),
         endpoints: 1,
+        copy_directories: CopyDirectories::new(&[dir.to_owned()]).unwrap(),
     };
     let engine = Engine::new(parts).unwrap();
     engine.catch_up().await.unwrap();
     engine
 }
 
-async fn table(session: &Session, sql: &str) -> String {
+pub(in crate::sql) async fn table(session: &Session, sql: &str) -> String {
     let rows: Vec<RecordBatch> = session.query(sql, None).await.unwrap().try_collect().await.unwrap();
     pretty_format_batches(&rows).unwrap().to_string()
 }

@@ -1,6 +1,7 @@
 //! What a file's statements talk to: a server on a data directory of its own, by sessions of its engine or by the wire.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -121,7 +122,10 @@ impl Node {
 
     async fn restart(&self) -> Outcome<()> {
         self.stop().await;
-        let server = support::start_server(self.data.path(), self.clock.clone()).await?;
+        let server = support::start_server_with(self.data.path(), self.clock.clone(), |settings| {
+            settings.copy_from = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/slt/files")];
+        })
+        .await?;
         let mut current = self.current.lock().await;
         current.server = Some(server);
         current.run += 1;

@@ -119,6 +119,10 @@ impl OnlineStore for InPairs {
         self.store.write(group, history).await
     }
 
+    async fn remove(&self, group: Uuid, keys: &[EntityKey]) -> Result<()> {
+        self.store.remove(group, keys).await
+    }
+
     async fn applied_snapshot(&self, group: Uuid) -> Result<Option<i64>> {
         self.store.applied_snapshot(group).await
     }
