@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
 
 use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
 use datafusion::arrow::datatypes::{Schema, SchemaRef};
@@ -33,6 +34,8 @@ const STATEMENTS_MAX: u64 = 1024;
 const SQL_BYTES_MAX: usize = 4 << 10;
 /// For how long a definition that another server changed may still be served as it was.
 const DEFINITION_STALENESS_US: i64 = 1_000_000;
+/// How long look-ups wait for the catalog to say so.
+const CATALOG_TIMEOUT: Duration = Duration::from_millis(500);
 /// A look-up of more keys takes long enough to be listed among what runs.
 const UNLISTED_KEYS_MAX: usize = 8192;
 
@@ -197,7 +200,12 @@ impl Session {
             return true;
         }
         let group = compiled.latest.group();
-        let Ok(listing) = engine.registry.listing().await else { return true };
+        let asked = tokio::time::timeout(CATALOG_TIMEOUT, engine.registry.listing());
+        let Ok(Ok(listing)) = asked.await else {
+            // It is asked again in a while: look-ups must not wait for it one after the other.
+            compiled.checked_us.store(now_us, Ordering::Release);
+            return true;
+        };
         let current = match engine.registry.object_in(&listing, &group.name).await {
             Ok(Some(Object::FeatureGroup(now, _))) => now == *group,
             Ok(_) => false,

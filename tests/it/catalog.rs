@@ -92,6 +92,9 @@ async fn while_the_catalog_is_gone_calls_say_so_and_afterwards_all_is_there_once
     let house = House::with(on(&postgres)).await;
     let mut client = house.client().await;
     update(&mut client, GROUP).await;
+    update(&mut client, "INSERT INTO g VALUES (-1, TIMESTAMP '2026-01-01', -1)").await;
+    let kept = "SELECT v FROM LATEST(g, -1)";
+    assert_eq!(numbers(&mut client, kept).await, [-1]);
     let (over, is_over) = watch::channel(false);
     let (told, mut tries) = mpsc::unbounded_channel();
     let mut writers = Vec::new();
@@ -107,6 +110,9 @@ async fn while_the_catalog_is_gone_calls_say_so_and_afterwards_all_is_there_once
     let name = format!("the catalog at 'postgresql://127.0.0.1:{}/postgres'", postgres.port());
     assert_eq!(code, Code::Unavailable, "{said}");
     assert!(said.contains(&name), "{said}");
+    // What is kept ready is served by what was known last, which is long ago by this clock.
+    house.clock.advance(60_000_000);
+    assert_eq!(numbers(&mut client, kept).await, [-1]);
     let mut errors = 0;
     while errors < 2 * WRITERS {
         let Err((code, said)) = tries.recv().await.unwrap() else { continue };
@@ -120,7 +126,7 @@ async fn while_the_catalog_is_gone_calls_say_so_and_afterwards_all_is_there_once
         written += usize::from(tries.recv().await.unwrap().is_ok());
     }
     over.send_replace(true);
-    let mut expected = Vec::new();
+    let mut expected = vec![-1];
     for (writer, writes) in (0..).zip(writers) {
         expected.extend((0..writes.await.unwrap()).map(|write| writer * 1_000_000 + write));
     }

@@ -169,7 +169,7 @@ fn spawn(port: u16, settings: &[String], directory: &Path) -> Option<Child> {
         "",
     ]);
     // Nothing here outlives the machine.
-    for setting in ["fsync=off", "shared_buffers=16MB", "log_min_messages=fatal", "logging_collector=off"] {
+    for setting in ["fsync=off", "shared_buffers=16MB", "logging_collector=off"] {
         command.args(["-c", setting]);
     }
     for setting in settings {
