@@ -82,7 +82,7 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
             sql.len()
         )));
     }
-    let dialect: &dyn Dialect = &DIALECT;
+    let dialect: &'static dyn Dialect = &DIALECT;
     let mut tokens = Tokenizer::new(dialect, sql).tokenize_with_location().map_err(unreadable)?;
     check_depth(&tokens)?;
     number_placeholders(&mut tokens)?;
@@ -90,8 +90,11 @@ pub(super) fn parse(sql: &str) -> Result<Statement> {
 
     let words = leading_words(&tokens);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let mut parser = Parser::new(dialect).with_tokens_with_locations(tokens);
-    match words.as_slice() {
+    by_words(&words, Parser::new(dialect).with_tokens_with_locations(tokens))
+}
+
+fn by_words(words: &[&str], mut parser: Parser<'static>) -> Result<Statement> {
+    match words {
         [] => Err(Error::invalid("there is no SQL statement to run")),
         ["CREATE", "FEATURE", "GROUP", ..] => finished(create_feature_group(&mut parser), &mut parser),
         ["CREATE", "OR", "REPLACE", "FEATURE"] => Err(Error::unsupported(
