@@ -180,6 +180,9 @@ serve_args! {
     drain_timeout "FLETCHING_DRAIN_TIMEOUT" "DURATION";
     /// How often tables with many small files are optimized without being asked to, or off [default: off]
     optimize_interval "FLETCHING_OPTIMIZE_INTERVAL" "DURATION";
+    /// How long snapshots are kept that are no longer current, after which they are vacuumed without being asked to, or off
+    /// [default: off]
+    retain "FLETCHING_RETAIN" "DURATION";
     /// How long small writes stay in the log until they are put into a snapshot, where other engines see them
     /// [default: 1m]
     fold_interval "FLETCHING_FOLD_INTERVAL" "DURATION";
@@ -253,6 +256,8 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// How often tables with many small files are optimized without being asked to; `None` is never.
     pub optimize_interval: Option<Duration>,
+    /// How long snapshots are kept that are no longer current, before the server vacuums them by itself; `None` is for ever.
+    pub retain: Option<Duration>,
     /// How long small writes stay in the log until they are put into a snapshot.
     pub fold_interval: Duration,
     /// Into how many endpoints a session splits large results, until it says otherwise.
@@ -348,6 +353,7 @@ impl Settings {
             otlp_endpoint: get("otlp_endpoint", args.otlp_endpoint, "", endpoints::collector)?,
             drain_timeout: get("drain_timeout", args.drain_timeout, "30s", duration)?,
             optimize_interval: get("optimize_interval", args.optimize_interval, "off", duration_or_off)?,
+            retain: get("retain", args.retain, "off", duration_or_off)?,
             fold_interval: get("fold_interval", args.fold_interval, "1m", duration)?,
             endpoints: get("endpoints", args.endpoints, "1", endpoints)?,
             advertise: get("advertise", args.advertise, "", locations)?,

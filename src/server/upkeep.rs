@@ -12,6 +12,8 @@ use crate::sql::Engine;
 
 /// How often the online store is compared with the history that it serves.
 const CATCH_UP_INTERVAL: Duration = Duration::from_secs(2);
+/// How often snapshots are looked for that are old enough, at the least.
+const VACUUM_INTERVAL_MAX: Duration = Duration::from_secs(60 * 60);
 /// How often it is looked whether something in the log is old enough.
 const FOLD_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -32,15 +34,17 @@ impl Upkeep {
         let _ = (&mut self.0).await; // it was aborted, as it should be
     }
 
-    /// Catches up what is behind online, ends sessions that lie idle, and folds the log and optimizes tables as often as is
-    /// said.
+    /// Catches up what is behind online, ends sessions that lie idle, and folds the log, optimizes and vacuums tables as often
+    /// as is said.
     pub(super) fn start(engine: Arc<Engine>, sessions: Arc<Sessions>, settings: &Settings) -> Self {
-        let (fold_interval, optimize_interval) = (settings.fold_interval, settings.optimize_interval);
+        let (optimize_interval, retain) = (settings.optimize_interval, settings.retain);
+        let fold_interval = settings.fold_interval;
         Self(tokio::spawn(async move {
             tokio::join!(
                 catch_up(&engine, &sessions),
                 fold(&engine, fold_interval),
-                optimize(&engine, optimize_interval)
+                optimize(&engine, optimize_interval),
+                vacuum(&engine, retain)
             );
         }))
     }
@@ -92,6 +96,18 @@ async fn optimize(engine: &Arc<Engine>, every: Option<Duration>) {
         ticks.tick().await;
         if let Err(error) = engine.optimize_due().await {
             tracing::warn!(%error, "cannot see which tables have many small files; retrying");
+        }
+    }
+}
+
+async fn vacuum(engine: &Arc<Engine>, retain: Option<Duration>) {
+    let Some(retain) = retain else { return };
+    let mut ticks = interval(retain.clamp(FOLD_LOOK_INTERVAL, VACUUM_INTERVAL_MAX));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = engine.vacuum_all(retain).await {
+            tracing::warn!(%error, "cannot see which tables have old snapshots; retrying");
         }
     }
 }

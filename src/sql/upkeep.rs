@@ -163,6 +163,21 @@ impl Engine {
         self.compute.run(work).await
     }
 
+    /// Expires snapshots of every table that were last current so long ago, one table after the other. What does not succeed
+    /// is told of in the log.
+    pub(crate) async fn vacuum_all(self: &Arc<Self>, retain: Duration) -> Result<()> {
+        let engine = Arc::clone(self);
+        let work = async move {
+            for table in engine.registry.listing().await?.tables.keys() {
+                if let Err(error) = engine.vacuum(table, retain).await {
+                    tracing::warn!(%table, %error, "old snapshots stay");
+                }
+            }
+            Ok(())
+        };
+        self.compute.run(work).await
+    }
+
     /// Merges files of a table; see [`crate::ingest::Ingest::optimize`].
     async fn optimize(
         &self,
