@@ -87,7 +87,10 @@ async fn check(steps: Steps) {
         model.retain(|row| !is_true(row));
         let deleted = eraser.update(&format!("DELETE FROM g {sql}"), None).await.unwrap();
         assert_eq!(deleted, before - model.len() as u64, "{sql}");
-        assert_eq!(table(eraser, SERVED).await, served(eraser).await, "at once: {sql}");
+        // Where nothing was to be deleted, a store of its own may still lack what the other has written.
+        if deleted > 0 {
+            assert_eq!(table(eraser, SERVED).await, served(eraser).await, "at once: {sql}");
+        }
     }
     model.sort_by_key(|&(k, hours, v)| (k, hours, v));
     for (engine, session) in [(&one, &session), (&other, &elsewhere)] {
