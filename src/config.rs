@@ -354,7 +354,7 @@ impl Settings {
             drain_timeout: get("drain_timeout", args.drain_timeout, "30s", duration)?,
             optimize_interval: get("optimize_interval", args.optimize_interval, "off", duration_or_off)?,
             retain: get("retain", args.retain, "off", duration_or_off)?,
-            fold_interval: get("fold_interval", args.fold_interval, "1m", duration)?,
+            fold_interval: get("fold_interval", args.fold_interval, "1m", fold_interval)?,
             endpoints: get("endpoints", args.endpoints, "1", endpoints)?,
             advertise: get("advertise", args.advertise, "", locations)?,
             limits: Limits {
@@ -429,6 +429,15 @@ fn whole(text: &str) -> Result<usize, Why> {
 
 fn address_or_off(text: &str) -> Result<Option<SocketAddr>, Why> {
     if text == "off" { Ok(None) } else { address(text).map(Some) }
+}
+
+/// Files of what is logged are those of writes under way: after days they would not be taken for such.
+fn fold_interval(text: &str) -> Result<Duration, Why> {
+    let interval = duration(text)?;
+    match (Duration::from_millis(100)..=Duration::from_secs(24 * 60 * 60)).contains(&interval) {
+        true => Ok(interval),
+        false => Err("not between 100ms and 1d".into()),
+    }
 }
 
 fn duration_or_off(text: &str) -> Result<Option<Duration>, Why> {

@@ -103,7 +103,7 @@ impl Ingest {
             applied += self.apply(group, &rows, seen).await?;
         }
         let deletions = table.deletions_since(noted);
-        if !deletions.is_empty() && noted.is_some() {
+        if !deletions.is_empty() {
             self.erase(group, table, &deletions, seen).await?;
         }
         self.online.set_applied_snapshot(group.id, current).await?;

@@ -50,7 +50,11 @@ impl Ingest {
         match deleted {
             Ok((rows, committed)) => {
                 match committed {
-                    Some(table) => self.serve(table).await,
+                    Some(table) => {
+                        // A row that was logged, folded and deleted may not be online yet: then it must not come behind.
+                        self.rounds_served().await;
+                        self.serve(table).await;
+                    }
                     None => self.offline.discard_rewritten(rewritten, None).await,
                 }
                 tracing::info!(table = %name, rows, "rows deleted");

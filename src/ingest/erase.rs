@@ -119,24 +119,26 @@ impl Ingest {
     ) -> Result<Option<SendableRecordBatchStream>> {
         let Some(before) = table.before(deletion) else { return Ok(None) };
         let exchanged = self.offline.exchanged(table, deletion).await?;
-        let counted = |table: OfflineTable, files: Vec<DataFile>, name: &str| -> Result<DataFrame> {
-            let rows = IcebergTable::of_files(Arc::clone(&self.offline), table, files);
-            let keys = group.key_fields().into_iter().map(|field| ident(field.name())).collect();
-            Ok(self.rows(rows)?.aggregate(keys, vec![count(lit(1_i64)).alias(name)])?)
+        // Under names of our own: DataFusion reads dots and capitals into those of others.
+        let fields = group.key_fields();
+        let names = |side: &str| -> Vec<String> {
+            (0..fields.len()).map(|number| format!("{side}_key_{number}")).collect()
         };
-        let mut after = counted(table.clone(), exchanged.added, "after")?;
-        let keys: Vec<String> = group.key_fields().iter().map(|field| field.name().clone()).collect();
-        let renamed: Vec<String> = (0..keys.len()).map(|number| format!("after {number}")).collect();
-        let mut shown: Vec<Expr> =
-            keys.iter().zip(&renamed).map(|(key, name)| ident(key).alias(name)).collect();
-        shown.push(col("after"));
-        after = after.select(shown)?;
-        let (on, with): (Vec<&str>, Vec<&str>) =
-            keys.iter().zip(&renamed).map(|(key, name)| (key.as_str(), name.as_str())).unzip();
-        let both =
-            counted(before, exchanged.removed, "before")?.join(after, JoinType::Left, &on, &with, None)?;
+        let counted = |table: OfflineTable, files: Vec<DataFile>, side: &str| -> Result<DataFrame> {
+            let rows = IcebergTable::of_files(Arc::clone(&self.offline), table, files);
+            let named = fields.iter().zip(names(side)).map(|(field, name)| ident(field.name()).alias(name));
+            let rows = self.rows(rows)?.select(named.collect::<Vec<_>>())?;
+            let keys = names(side).iter().map(ident).collect();
+            Ok(rows.aggregate(keys, vec![count(lit(1_i64)).alias(side)])?)
+        };
+        let (before_names, after_names) = (names("before"), names("after"));
+        let before_keys: Vec<&str> = before_names.iter().map(String::as_str).collect();
+        let after_keys: Vec<&str> = after_names.iter().map(String::as_str).collect();
+        let after = counted(table.clone(), exchanged.added, "after")?;
+        let both = counted(before, exchanged.removed, "before")?;
+        let both = both.join(after, JoinType::Left, &before_keys, &after_keys, None)?;
         let is_less = col("after").is_null().or(col("after").lt(col("before")));
-        let keys = keys.iter().map(ident).collect::<Vec<_>>();
+        let keys = before_names.iter().map(ident).collect::<Vec<_>>();
         Ok(Some(both.filter(is_less)?.select(keys)?.execute_stream().await?))
     }
 

@@ -133,6 +133,7 @@ impl Ingest {
     ) -> Result<u64> {
         let conform = Conform::to_group(group, &rows.schema())?;
         let rows = conformed(rows, conform, group.schema());
+        self.stamps.at_least(group.id, self.offline.logged(group.id).latest_us);
         let ingested_at_us = self.stamps.next(group.id, ingested);
         self.offline.cut_log(group.id, ingested_at_us);
         let rows = stamp::stamped(rows, group.history_schema(), ingested_at_us);

@@ -26,6 +26,14 @@ impl Stamps {
         Self { clock, last_us: Mutex::default() }
     }
 
+    /// From now on they are later than this one, which an earlier process may have handed out.
+    pub(super) fn at_least(&self, group: Uuid, latest_us: Option<i64>) {
+        let Some(latest_us) = latest_us else { return };
+        let mut last_us = self.last_us.lock();
+        let last = last_us.entry(group).or_insert(latest_us);
+        *last = latest_us.max(*last);
+    }
+
     /// `committed` is the property of the newest snapshot, which another process may have written.
     pub(super) fn next(&self, group: Uuid, committed: Option<&str>) -> i64 {
         self.next_of(group, committed, 1)

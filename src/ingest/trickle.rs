@@ -42,6 +42,9 @@ const FOLD_KEYS: usize = 2000;
 /// So many times that, and writers wait for the fold.
 const FOLDS_BEHIND_MAX: usize = 4;
 
+/// Files of logged rows that were merged with others may still be read that long: tickets name them.
+const SUPERSEDED_AGE_US: i64 = 24 * 60 * 60 * 1_000_000;
+
 /// How often a write is tried under a definition that changes each time.
 const DEFINITIONS_TRIED_MAX: usize = 8;
 const GROUPS_KNOWN_MAX: u64 = 4096;
@@ -51,6 +54,8 @@ const GROUPS_KNOWN_MAX: u64 = 4096;
 pub(super) struct Trickle {
     queue: Mutex<Vec<Write>>,
     turn: Arc<tokio::sync::Mutex<()>>,
+    /// Held for reading by rounds, from the log to the online store: see [`Ingest::rounds_served`].
+    serving: Arc<tokio::sync::RwLock<()>>,
     /// Groups as the last round that wrote to them found them.
     known: Cache<TableName, (Arc<FeatureGroup>, OfflineTable)>,
     /// Groups whose logged rows the online store did not take.
@@ -64,6 +69,7 @@ impl Default for Trickle {
         Self {
             queue: Mutex::default(),
             turn: Arc::default(),
+            serving: Arc::default(),
             known: Cache::new(GROUPS_KNOWN_MAX),
             unserved: Mutex::default(),
             wanted: Notify::new(),
@@ -233,6 +239,7 @@ impl Ingest {
             accepted.extend(self.accept(&name, writes, &mut again).await);
         }
         let rows = accepted.iter().map(|round| round.logged.clone()).collect();
+        let _serving = Arc::clone(&self.trickle.serving).read_owned().await;
         if let Err(error) = self.offline.log(rows).await {
             accepted.into_iter().for_each(|round| refuse(round.writes, &error));
             refuse(again, &error);
@@ -279,6 +286,7 @@ impl Ingest {
             }
         }
         let Some((_, group, committed)) = fit.first() else { return Vec::new() };
+        self.stamps.at_least(group.id, self.offline.logged(group.id).latest_us);
         // In one go, so that no other write of the group lies between them.
         let first_us = self.stamps.next_of(group.id, *committed, fit.len());
         let mut by_schema: Vec<Accepted> = Vec::new();
@@ -300,7 +308,7 @@ impl Ingest {
         };
         let extent = self.offline.logged(group.id);
         if is_large(&extent, FOLDS_BEHIND_MAX) {
-            self.fold(group.id, name).await?;
+            self.commit_logged(group.id, name).await?; // and who catches up serves it
         } else if is_large(&extent, 1) {
             self.trickle.wanted.notify_one();
         }
@@ -327,6 +335,11 @@ impl Ingest {
         }
     }
 
+    /// Waits until the rounds that have logged something have brought it online.
+    pub(super) async fn rounds_served(&self) {
+        drop(self.trickle.serving.write().await);
+    }
+
     /// Waits until something should be folded before its time.
     pub(crate) async fn fold_wanted(&self) {
         self.trickle.wanted.notified().await;
@@ -339,11 +352,20 @@ impl Ingest {
         let age_us = i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
         let cutoff_us = self.clock.now_us().saturating_sub(age_us);
         let unserved = std::mem::take(&mut *self.trickle.unserved.lock());
+        let superseded_us = self.clock.now_us().saturating_sub(SUPERSEDED_AGE_US);
+        self.offline.delete_superseded(None, superseded_us).await;
         let mut failed = 0;
         for (id, name, extent) in self.offline.tables_logged() {
             let is_old = extent.oldest_us.is_some_and(|oldest_us| oldest_us <= cutoff_us);
             let is_due = is_old || is_large(&extent, 1) || unserved.contains(&id);
-            if is_due && let Err(error) = self.fold(id, &name).await {
+            if !is_due {
+                continue;
+            }
+            let folded = match unserved.contains(&id) {
+                true => self.fold(id, &name).await,
+                false => self.commit_logged(id, &name).await.map(|_| ()), // who catches up notes it
+            };
+            if let Err(error) = folded {
                 tracing::warn!(table = %name, %error, "logged rows are not in a snapshot yet; retrying");
                 failed += 1;
             }
@@ -367,15 +389,16 @@ impl Ingest {
     }
 
     async fn fold(&self, table: Uuid, name: &TableName) -> Result<()> {
-        let lock = self.folds.of(table);
-        let folded = {
-            let _one_at_a_time = lock.lock().await;
-            self.offline.fold(table, name).await?
-        };
-        if let Some(table) = folded {
+        if let Some(table) = self.commit_logged(table, name).await? {
             self.serve(table).await;
         }
         Ok(())
+    }
+
+    async fn commit_logged(&self, table: Uuid, name: &TableName) -> Result<Option<OfflineTable>> {
+        let lock = self.folds.of(table);
+        let _one_at_a_time = lock.lock().await;
+        self.offline.fold(table, name).await
     }
 }
 

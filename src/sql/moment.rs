@@ -236,8 +236,10 @@ async fn read_by(plan: &LogicalPlan) -> Result<(Vec<TableVersion>, bool)> {
     })?;
     let mut tables = Vec::with_capacity(read.len());
     for (rows, ttl) in read {
-        let written = rows.table().snapshot().map(|snapshot| snapshot.sequence_number());
-        tables.push((written, TableVersion { ttl, ..rows.version().await? }));
+        let version = TableVersion { ttl, ..rows.version().await? };
+        let snapshot = rows.table().snapshot().map(|snapshot| snapshot.sequence_number());
+        let logged: u64 = version.logged.iter().map(|file| file.rows).sum();
+        tables.push(((snapshot, logged), version));
     }
     // A view may hold an older version of a table than the statement itself reads: the newest is the statement's.
     tables.sort_by(|(a, _), (b, _)| b.cmp(a));

@@ -10,6 +10,7 @@ use super::admission::is_light;
 use super::bind;
 use super::compiled::ForgetAtEnd;
 use super::jobs::Job;
+use super::moment::settle;
 use super::running::{Run, Watch};
 use super::session::{LONG_SQL_BYTES, Planned, Session, default_schema, referenced};
 use crate::error::{Error, Result};
@@ -52,6 +53,9 @@ impl Session {
         let planning = async {
             let state = self.state().await?;
             let planned = self.plan(&state, sql).await?;
+            if let Planned::Update(plan) = &planned {
+                settle(plan).await?;
+            }
             Ok((state, planned))
         };
         let (state, planned) = watch.until_cancelled(planning).await?;

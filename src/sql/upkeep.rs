@@ -195,9 +195,15 @@ impl Engine {
     /// # Errors
     /// `Conflict` where something holds an older snapshot; others are gone then.
     async fn purge(&self, table: &TableName) -> Result<crate::offline::Vacuumed> {
+        self.ingest.checkpoint(Some(table)).await?;
+        let before = self.offline.load(table).await?;
+        let deletions = before.map(|before| before.deletions_since(None)).unwrap_or_default();
         let purged = self.vacuum(table, Duration::ZERO).await?;
-        let now = self.offline.load(table).await?;
-        match now.map_or(0, |now| now.metadata().snapshots().len().saturating_sub(1)) {
+        let Some(now) = self.offline.load(table).await? else { return Ok(purged) };
+        self.offline.delete_superseded(Some(now.metadata().uuid()), i64::MAX).await;
+        // Writers may have made snapshots since; what they hold is not what was deleted.
+        let newest = deletions.first().map_or(0, |deletion| deletion.sequence_number());
+        match now.metadata().snapshots().filter(|kept| kept.sequence_number() < newest).count() {
             0 => Ok(purged),
             held => Err(Error::conflict(format!(
                 "{held} earlier snapshots of '{table}' are still kept, and with them rows that were deleted since: by \

@@ -29,7 +29,10 @@ impl OfflineStore {
         for log in &self.log.logs {
             let folded = log.folded_in(&table.metadata);
             let pieces = log.tails.behind(table.metadata.uuid(), folded);
-            for piece in without_known(pieces.map_err(|Gone| gone(table))?, table)? {
+            let mut pieces = pieces.map_err(|Gone| gone(table))?;
+            // Who planned before a column came does not see the rows that came with it.
+            pieces.retain(|piece| table.metadata.schema_by_id(piece.schema_id()).is_some());
+            for piece in without_known(pieces, table)? {
                 files.extend_from_slice(self.files_of(&piece, table).await?);
             }
         }
@@ -95,7 +98,10 @@ impl OfflineStore {
                 }
             }
             let logged = pieces.iter().flat_map(|piece| &piece.logged);
-            log.journal.remove(logged.map(|logged| logged.number).collect()).await?;
+            let numbers = logged.map(|logged| logged.number).collect();
+            if let Err(error) = log.journal.remove(numbers).await {
+                tracing::warn!(%error, "the log still has records that are in a snapshot");
+            }
         }
         Ok(folded)
     }
@@ -123,7 +129,7 @@ impl OfflineStore {
             }
             let latest_us = latest_us(&pieces);
             let property = (log.property(), upto.to_string());
-            let change = Change::Fold { summary: summary(&pieces, latest_us)?, property };
+            let change = Change::Fold { summary: summary(&pieces, latest_us, &current)?, property };
             // Its time is that of its writes: who asks for what was there after one of them finds it.
             let (metadata, at_ms) = (&current.metadata, latest_us.div_euclid(1000));
             let next = snapshot::changed(&self.io, &self.manifests, metadata, &files, &change, at_ms);
@@ -141,15 +147,15 @@ impl OfflineStore {
         if let Some(table) = self.load(name).await?.filter(is_it) {
             return Ok(Some(table));
         }
+        let mut unreadable = None;
         for (name, location) in self.tables().await? {
-            // A table that cannot be read is none that was written here.
-            if let Ok(table) = self.load_at(&name, &location).await
-                && is_it(&table)
-            {
-                return Ok(Some(table));
+            match self.load_at(&name, &location).await {
+                Ok(table) if is_it(&table) => return Ok(Some(table)),
+                Ok(_) => {}
+                Err(error) => unreadable = Some(error),
             }
         }
-        Ok(None)
+        unreadable.map_or(Ok(None), Err) // it may be the one
     }
 }
 
@@ -228,7 +234,9 @@ fn latest_us(pieces: &[Arc<Piece>]) -> i64 {
 }
 
 /// What the snapshot's summary says of the writes.
-fn summary(pieces: &[Arc<Piece>], latest_us: i64) -> Result<HashMap<String, String>> {
+fn summary(pieces: &[Arc<Piece>], latest_us: i64, current: &OfflineTable) -> Result<HashMap<String, String>> {
+    let committed = current.snapshot_property(INGESTED_AT).and_then(|known| known.parse().ok());
+    let latest_us = committed.map_or(latest_us, |committed: i64| committed.max(latest_us));
     let mut summary = HashMap::from([(INGESTED_AT.to_owned(), latest_us.to_string())]);
     let keyed = pieces.iter().flat_map(|piece| &piece.logged).flat_map(|logged| &logged.writes);
     let keyed = keyed.filter_map(|write| Some((write.key.as_ref()?.as_str(), write.rows)));

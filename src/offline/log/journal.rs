@@ -15,6 +15,7 @@ use std::sync::Arc;
 use datafusion::arrow::compute::concat_batches;
 use datafusion::arrow::ipc::reader::StreamReader;
 use datafusion::arrow::ipc::writer::StreamWriter;
+use parking_lot::Mutex;
 use redb::{Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -34,9 +35,41 @@ const FILES_MAX: usize = 64;
 /// One file of the log.
 #[derive(Debug)]
 pub(super) struct Journal {
-    database: Arc<Database>,
-    path: PathBuf,
+    file: Arc<File>,
     pub(super) id: Uuid,
+}
+
+#[derive(Debug)]
+struct File {
+    path: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// `None` after an error: a full disk, say, leaves redb unable to go on until the file is opened again.
+    database: Option<Database>,
+    /// The number of the next record. What the file has from there on is of writes that were refused.
+    next: u64,
+    /// Records that are in snapshots, and could not be removed yet.
+    forgotten: Vec<u64>,
+}
+
+impl File {
+    fn with<T>(&self, work: impl FnOnce(&Database, &mut State) -> Result<T, redb::Error>) -> Result<T> {
+        let mut state = self.state.lock();
+        let database = match state.database.take() {
+            Some(database) => database,
+            None => open(&self.path).map_err(|e| failed(&self.path, e.into()))?,
+        };
+        let done = work(&database, &mut state).map_err(|e| failed(&self.path, e))?;
+        state.database = Some(database);
+        Ok(done)
+    }
+}
+
+fn open(path: &Path) -> Result<Database, DatabaseError> {
+    Database::builder().set_cache_size(CACHE_BYTES).create(path)
 }
 
 /// What a record says of its rows.
@@ -63,9 +96,9 @@ impl Journal {
         for number in 0..FILES_MAX {
             let path = directory.join(format!("{number}.redb"));
             if !opened.is_empty() && !path.exists() {
-                return Ok(opened);
+                continue;
             }
-            match Database::builder().set_cache_size(CACHE_BYTES).create(&path) {
+            match open(&path) {
                 Ok(database) => opened.push(Self::of(database, path)?),
                 Err(DatabaseError::DatabaseAlreadyOpen) => {}
                 Err(error) => return Err(failed(&path, error.into())),
@@ -81,55 +114,53 @@ impl Journal {
     }
 
     fn of(database: Database, path: PathBuf) -> Result<(Self, Vec<Logged>)> {
-        let id = identity(&database).map_err(|e| failed(&path, e))?;
-        let journal = Self { database: Arc::new(database), path, id };
+        let (id, next) = identity(&database).map_err(|e| failed(&path, e))?;
+        let state = State { database: Some(database), next, forgotten: Vec::new() };
+        let journal = Self { file: Arc::new(File { path, state: Mutex::new(state) }), id };
         let records = journal.records()?;
         Ok((journal, records))
     }
 
     fn records(&self) -> Result<Vec<Logged>> {
-        let read = || -> Result<Vec<(u64, Vec<u8>)>, redb::Error> {
-            let records = self.database.begin_read()?.open_table(RECORDS)?;
+        let records = self.file.with(|database, _| {
+            let records = database.begin_read()?.open_table(RECORDS)?;
             let record = |entry: Result<(redb::AccessGuard<'_, u64>, redb::AccessGuard<'_, &[u8]>), _>| {
                 let (number, bytes) = entry?;
                 Ok((number.value(), bytes.value().to_vec()))
             };
-            records.iter()?.map(record).collect()
-        };
-        let records = read().map_err(|e| failed(&self.path, e))?.into_iter();
+            records.iter()?.map(record).collect::<Result<Vec<_>, redb::Error>>()
+        });
         let logged = |(number, bytes)| {
             decoded(number, bytes).map_err(|error| {
-                let path = self.path.display();
+                let path = self.file.path.display();
                 Error::corrupt(format!("record {number} of the log '{path}' is not as it was written"))
                     .with_source(error)
             })
         };
-        records.map(logged).collect()
+        records?.into_iter().map(logged).collect()
     }
 
     /// Writes rows of one or several tables, and returns when they are durable: all of them, or on an error none. Gives
     /// them their numbers.
     pub(super) async fn append(&self, mut rows: Vec<Logged>) -> Result<Vec<Logged>> {
-        let (database, path) = (Arc::clone(&self.database), self.path.clone());
+        let file = Arc::clone(&self.file);
         let write = move || {
             let encoded = rows.iter().map(encoded).collect::<Result<Vec<_>>>()?;
-            let number = || -> Result<u64, redb::Error> {
+            let first = file.with(|database, state| {
+                let (first, behind) = (state.next, state.next + encoded.len() as u64);
                 let transaction = database.begin_write()?;
-                let first = {
-                    let mut log = transaction.open_table(LOG)?;
-                    let first = next(&log)?;
-                    let behind = first + encoded.len() as u64;
-                    log.insert("next", behind.to_be_bytes().as_slice())?;
+                transaction.open_table(LOG)?.insert("next", behind.to_be_bytes().as_slice())?;
+                {
                     let mut records = transaction.open_table(RECORDS)?;
+                    records.retain_in(first.., |_, _| false)?;
                     for (number, record) in (first..).zip(&encoded) {
                         records.insert(number, record.as_slice())?;
                     }
-                    first
-                };
+                }
                 transaction.commit()?;
+                state.next = behind;
                 Ok(first)
-            };
-            let first = number().map_err(|e| failed(&path, e))?;
+            })?;
             for (number, logged) in (first..).zip(&mut rows) {
                 logged.number = number;
             }
@@ -138,21 +169,45 @@ impl Journal {
         blocking(write).await
     }
 
-    /// Forgets records. A crash may bring them back: their tables know that they have them.
+    /// Forgets records. A crash may bring them back: their tables know that they have them. What fails is done with the next
+    /// ones.
     pub(super) async fn remove(&self, numbers: Vec<u64>) -> Result<()> {
-        let (database, path) = (Arc::clone(&self.database), self.path.clone());
-        let remove = move || -> Result<(), redb::Error> {
-            let mut transaction = database.begin_write()?;
-            transaction.set_durability(Durability::None)?;
-            {
-                let mut records = transaction.open_table(RECORDS)?;
-                for number in numbers {
-                    records.remove(number)?;
+        let file = Arc::clone(&self.file);
+        let remove = move || {
+            file.with(|database, state| {
+                state.forgotten.extend(numbers);
+                let mut transaction = database.begin_write()?;
+                transaction.set_durability(Durability::None)?;
+                {
+                    let mut records = transaction.open_table(RECORDS)?;
+                    for number in &state.forgotten {
+                        records.remove(number)?;
+                    }
                 }
+                transaction.commit()?;
+                state.forgotten.clear();
+                Ok(())
+            })
+        };
+        blocking(remove).await
+    }
+}
+
+#[cfg(test)]
+impl Journal {
+    /// Records that are on disk although their write was refused, as after an error of unknown outcome; the file is to be
+    /// opened again.
+    pub(super) fn lose(&self, records: Vec<Logged>) {
+        let write = |database: &Database, _: &mut State| {
+            let transaction = database.begin_write()?;
+            for record in records {
+                let bytes = encoded(&record).expect("it is one of ours");
+                transaction.open_table(RECORDS)?.insert(record.number, bytes.as_slice())?;
             }
             Ok(transaction.commit()?)
         };
-        blocking(move || remove().map_err(|e| failed(&path, e))).await
+        self.file.with(write).expect("the disk is not full");
+        self.file.state.lock().database = None;
     }
 }
 
@@ -161,24 +216,21 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     done.map_err(|e| Error::internal("a task of the log did not finish").with_source(e))?
 }
 
-fn identity(database: &Database) -> Result<Uuid, redb::Error> {
+/// What the log is called, and the number of its next record. Numbers begin with 1: a table that has folded nothing has
+/// folded up to 0.
+fn identity(database: &Database) -> Result<(Uuid, u64), redb::Error> {
     let transaction = database.begin_write()?;
-    let id = {
+    let identity = {
         transaction.open_table(RECORDS)?;
         let mut log = transaction.open_table(LOG)?;
         let known = log.get("id")?.and_then(|id| Uuid::from_slice(id.value()).ok());
+        let next = log.get("next")?.and_then(|next| next.value().try_into().ok());
         let id = known.unwrap_or_else(Uuid::now_v7);
         log.insert("id", id.as_bytes().as_slice())?;
-        id
+        (id, next.map_or(1, u64::from_be_bytes))
     };
     transaction.commit()?;
-    Ok(id)
-}
-
-/// Numbers begin with 1: a table that has folded nothing has folded up to 0.
-fn next(log: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<u64, redb::Error> {
-    let next = log.get("next")?.and_then(|next| next.value().try_into().ok());
-    Ok(next.map_or(1, u64::from_be_bytes))
+    Ok(identity)
 }
 
 fn encoded(logged: &Logged) -> Result<Vec<u8>> {

@@ -125,6 +125,26 @@ impl OfflineStore {
         Ok(())
     }
 
+    /// Deletes files of logged rows that were merged with others before that time (µs since 1970); of one table, or of all.
+    /// Tickets that name them end with them.
+    pub(crate) async fn delete_superseded(&self, table: Option<Uuid>, before_us: i64) {
+        for log in &self.log.logs {
+            for id in log.tails.with_superseded() {
+                if table.is_some_and(|table| table != id) {
+                    continue;
+                }
+                for file in log.tails.superseded(id, before_us) {
+                    let path = file.file_path();
+                    // Each write's files have a directory of their own.
+                    let directory = path.rsplit_once('/').map_or(path, |(directory, _)| directory);
+                    if let Err(error) = self.io.delete_prefix(format!("{directory}/")).await {
+                        tracing::warn!(path, %error, "a file of logged rows was not removed");
+                    }
+                }
+            }
+        }
+    }
+
     /// A write with that `_ingested_at` goes past the log; those that are logged have earlier ones, or later ones.
     pub(crate) fn cut_log(&self, table: Uuid, ingested_at_us: i64) {
         self.log.logs.iter().for_each(|log| log.tails.cut(table, ingested_at_us));

@@ -62,6 +62,8 @@ struct Tail {
     /// `_ingested_at` of what was written past the log: no piece has rows from before and from behind one of them, so that
     /// of two files one was ingested last.
     cuts: Vec<i64>,
+    /// Files of pieces that were merged, and when about that was, in µs since 1970.
+    superseded: Vec<(DataFile, i64)>,
     keys: HashMap<String, u64>,
     extent: Extent,
 }
@@ -74,6 +76,8 @@ pub(crate) struct Extent {
     pub(crate) keys: usize,
     /// `_ingested_at` of the oldest, in µs since 1970.
     pub(crate) oldest_us: Option<i64>,
+    /// That of the newest.
+    pub(crate) latest_us: Option<i64>,
 }
 
 impl Tail {
@@ -81,6 +85,7 @@ impl Tail {
         self.extent.rows += logged.rows.num_rows();
         self.extent.bytes += logged.rows.get_array_memory_size();
         self.extent.oldest_us.get_or_insert(logged.ingested_at_us);
+        self.extent.latest_us = self.extent.latest_us.max(Some(logged.ingested_at_us));
         for write in &logged.writes {
             if let Some(key) = &write.key {
                 self.keys.insert(key.to_string(), write.rows as u64);
@@ -120,6 +125,10 @@ impl Tail {
             && self.fit(end, begin)
         {
             let merged = Piece::new(before.logged.iter().chain(&last.logged).cloned().collect());
+            let (now_us, files) = (begin.ingested_at_us, [before, last].map(|piece| piece.files.get()));
+            let files = files.into_iter().flatten().flatten().cloned();
+            let files: Vec<_> = files.map(|file| (file, now_us)).collect();
+            self.superseded.extend(files);
             self.pieces.truncate(self.pieces.len() - 2);
             self.pieces.push(merged);
         }
@@ -175,6 +184,19 @@ impl Tails {
         let cuts = &mut tails.entry(table).or_default().cuts;
         cuts.push(ingested_at_us);
         cuts.drain(..cuts.len().saturating_sub(CUTS_MAX));
+    }
+
+    /// Takes the files that nobody who looks now will read, and that were superseded before that time.
+    pub(super) fn superseded(&self, table: Uuid, before_us: i64) -> Vec<DataFile> {
+        let mut tails = self.0.lock();
+        let Some(tail) = tails.get_mut(&table) else { return Vec::new() };
+        tail.superseded.extract_if(.., |(_, at_us)| *at_us < before_us).map(|(file, _)| file).collect()
+    }
+
+    /// Whose files are superseded.
+    pub(super) fn with_superseded(&self) -> Vec<Uuid> {
+        let tails = self.0.lock();
+        tails.iter().filter(|(_, tail)| !tail.superseded.is_empty()).map(|(id, _)| *id).collect()
     }
 
     /// What is to be folded into a table that has what is up to `folded`. From now on nothing is merged with it.

@@ -169,3 +169,15 @@ fn what_was_written_past_the_log_lies_between_two_files() {
         |piece: &std::sync::Arc<tail::Piece>| piece.logged.iter().map(|l| l.number).collect::<Vec<_>>();
     assert_eq!(pieces.iter().map(numbers).collect::<Vec<_>>(), [[1, 2], [4, 5], [7, 8]]);
 }
+
+#[tokio::test]
+async fn what_a_refused_write_left_behind_is_gone_with_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open_all(dir.path()).unwrap().pop().unwrap();
+    journal.append(vec![logged(0, 1)]).await.unwrap();
+    journal.lose(vec![logged(2, 7), logged(3, 7)]);
+    assert_eq!(journal.append(vec![logged(0, 2)]).await.unwrap()[0].number, 2);
+    drop(journal);
+    let (_, records) = Journal::open_all(dir.path()).unwrap().pop().unwrap();
+    assert_eq!(records.iter().map(|logged| logged.rows.num_rows()).collect::<Vec<_>>(), [1, 2]);
+}

@@ -109,8 +109,7 @@ async fn tables_with_many_small_files_are_due() {
     assert_eq!(counts(&session, "SELECT count(*) FROM \"few$files\"").await, [2]);
     assert_eq!(engine.optimize_due().await.unwrap(), 0);
 
-    let snapshots =
-        "SELECT (SELECT count(*) FROM \"many$snapshots\"), (SELECT count(*) FROM \"few$snapshots\")";
+    let snapshots = "SELECT (SELECT count(*) FROM \"many$snapshots\") AS many, (SELECT count(*) FROM \"few$snapshots\") AS few";
     engine.vacuum_all(std::time::Duration::from_secs(3600)).await.unwrap();
     assert_eq!(counts(&session, snapshots).await, [33, 2], "all of them are of this hour");
     engine.vacuum_all(std::time::Duration::ZERO).await.unwrap();
