@@ -134,14 +134,22 @@ async fn nothing_survives_a_deletion_beside_writers() {
     let engines = [engine(dir.path()).await, engine_serving(dir.path(), "other").await];
     let eraser = engines[0].session();
     eraser.update(CREATE, None).await.unwrap();
-    eraser.update("INSERT INTO g VALUES (1, now(), 0), (2, now(), 0)", None).await.unwrap();
+    eraser
+        .update(
+            "INSERT INTO g VALUES (1, now() - INTERVAL '1 day', 0), (2, now() - INTERVAL '1 day', 0)",
+            None,
+        )
+        .await
+        .unwrap();
     let mut writing = tokio::task::JoinSet::new();
     for writer in 0..4_i64 {
         let session = engines[writer as usize % 2].session();
         writing.spawn(async move {
             for turn in 0..8_i64 {
                 let v = 1 + writer * 100 + turn;
-                let insert = format!("INSERT INTO g VALUES (1, now(), {v}), (2, now(), {v})");
+                // Two servers may learn rows at the same time by their clocks, so each has an event time of its own.
+                let at = format!("now() - INTERVAL '{} seconds'", 1000 - v);
+                let insert = format!("INSERT INTO g VALUES (1, {at}, {v}), (2, {at}, {v})");
                 session.update(&insert, None).await.unwrap();
             }
         });
