@@ -31,8 +31,11 @@ async fn found(session: &Session, sql: &str) -> Vec<Row> {
     rows
 }
 
-/// A condition in SQL, and as a function that says whether it is true.
-fn condition(kind: u8, n: i64) -> (String, Box<dyn Fn(&Row) -> bool>) {
+/// Whether a condition is true for a row.
+type IsTrue = Box<dyn Fn(&Row) -> bool>;
+
+/// A condition in SQL, and as a function.
+fn condition(kind: u8, n: i64) -> (String, IsTrue) {
     match kind {
         0 => (format!("WHERE k = {n}"), Box::new(move |row| row.0 == n)),
         1 => (format!("WHERE NOT (v < {n})"), Box::new(move |row| row.2.is_some_and(|v| v >= n))),
