@@ -220,7 +220,7 @@ def measured_binary():
 def environment():
     """What the figures depend on, in one line."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    packages = ["duckdb", "polars", "pandas", "chdb", "pyarrow", "adbc-driver-flightsql"]
+    packages = ["duckdb", "polars", "pandas", "chdb", "pyarrow", "pyiceberg", "adbc-driver-flightsql"]
     versions = ", ".join(f"{name} {version(name)}" for name in packages if available(name))
     if Path(FEAST_PYTHON).exists():
         pinned = (HERE / "requirements-feast.txt").read_text()

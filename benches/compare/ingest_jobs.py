@@ -1,7 +1,7 @@
 """The jobs of ingest.py: what writes, in a process of its own, and how long it took."""
 
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from random import Random
 
 from data import COLUMNS, FEATURES, SEED
@@ -38,8 +38,8 @@ def single_insert(url, table, times, entities):
         return timed(insert, times, entities)
 
 
-def timed(write, times, entities):
-    """Rows of random entities, one after the other, each an hour after the one before."""
+def timed(write, times, entities, prepare=None):
+    """Rows of random entities, one after the other, each an hour after the one before; `prepare` sees the first before."""
     import numpy as np
     import pyarrow as pa
 
@@ -52,6 +52,8 @@ def timed(write, times, entities):
                 **{name: pa.array([made_up(kind, number)]) for name, kind in FEATURES.items()},
             }
         )
+        if prepare and number == 0:
+            prepare(row)
         started = time.perf_counter()
         write(row)
         seconds.append(time.perf_counter() - started)
@@ -106,14 +108,12 @@ def pyiceberg_append(files, directory):
 
 
 def single_append(directory, times, entities):
-    table = []
+    tables = []
 
-    def append(row):
-        if not table:
-            table.append(iceberg_table(directory, row.schema))
-        table[0].append(row)
+    def prepare(row):
+        tables.append(iceberg_table(directory, row.schema))
 
-    return timed(append, times, entities)
+    return timed(lambda row: tables[0].append(row), times, entities, prepare)
 
 
 @contextmanager
@@ -160,19 +160,15 @@ def feast_single(port, times, entities):
 
     import pyarrow.parquet as pq
 
-    with tempfile.TemporaryDirectory() as directory:
-        stores, source = [], f"{directory}/source.parquet"
+    with ExitStack() as stack:
+        source = stack.enter_context(tempfile.TemporaryDirectory()) + "/source.parquet"
+        stores = []
 
-        def write(row):
-            if not stores:
-                pq.write_table(row, source)
-                stores.append(stack.enter_context(feast_on_redis(port, source)))
-            stores[0].write_to_online_store("history", row.to_pandas())
+        def prepare(row):
+            pq.write_table(row, source)
+            stores.append(stack.enter_context(feast_on_redis(port, source)))
 
-        from contextlib import ExitStack
-
-        with ExitStack() as stack:
-            return timed(write, times, entities)
+        return timed(lambda row: stores[0].write_to_online_store("history", row.to_pandas()), times, entities, prepare)
 
 
 JOBS = [

@@ -122,26 +122,10 @@ fn by_words(words: &[&str], mut parser: Parser<'static>) -> Result<Statement> {
             Err(Error::unsupported("transactions are not supported: every statement commits by itself"))
         }
         ["CHECKPOINT", ..] => finished(checkpoint(&mut parser), &mut parser),
-        ["REFRESH", "ONLINE", ..] => finished(refresh_online(&mut parser), &mut parser),
-        ["REFRESH", ..] => Err(Error::invalid(
-            "SQL does not parse: write REFRESH ONLINE feature_group, or REFRESH ONLINE feature_group FULL",
-        )),
-        ["OPTIMIZE", ..] => finished(optimize(&mut parser), &mut parser),
-        ["COPY", ..] => {
-            words_of(&mut parser, 1);
-            let copy = copy::parse(&mut parser)?;
-            finished(Ok(Statement::Copy(Box::new(copy))), &mut parser)
-        }
+        ["REFRESH" | "OPTIMIZE" | "PURGE" | "VACUUM" | "COPY", ..] => work(words, &mut parser),
         ["EXPLAIN", "COPY", ..] | ["EXPLAIN", _, "COPY", ..] => Err(Error::unsupported(
             "EXPLAIN of COPY is not supported: its files are read one after the other, and their rows sorted as they come",
         )),
-        ["PURGE", ..] => {
-            words_of(&mut parser, 1);
-            let _ = parser.parse_keyword(Keyword::TABLE);
-            let name = parser.parse_object_name(false).map(Statement::Purge);
-            finished(name, &mut parser)
-        }
-        ["VACUUM", ..] => vacuum(&mut parser).and_then(|vacuum| finished(Ok(vacuum), &mut parser)),
         ["DESCRIBE" | "DESC", ..] => {
             words_of(&mut parser, 1);
             let _ = parser.parse_keyword(Keyword::TABLE);
@@ -165,10 +149,32 @@ fn checkpoint(parser: &mut Parser<'_>) -> std::result::Result<Statement, ParserE
     Ok(Statement::Checkpoint(name))
 }
 
-fn refresh_online(parser: &mut Parser<'_>) -> std::result::Result<Statement, ParserError> {
-    words_of(parser, 2);
-    let name = parser.parse_object_name(false)?;
-    Ok(Statement::RefreshOnline { name, full: parser.parse_keyword(Keyword::FULL) })
+/// What is done to the rows of one table, and may take long.
+fn work(words: &[&str], parser: &mut Parser<'_>) -> Result<Statement> {
+    match words {
+        ["REFRESH", "ONLINE", ..] => {
+            words_of(parser, 2);
+            let name = parser.parse_object_name(false);
+            let full = parser.parse_keyword(Keyword::FULL);
+            finished(name.map(|name| Statement::RefreshOnline { name, full }), parser)
+        }
+        ["OPTIMIZE", ..] => finished(optimize(parser), parser),
+        ["PURGE", ..] => {
+            words_of(parser, 1);
+            let _ = parser.parse_keyword(Keyword::TABLE);
+            let name = parser.parse_object_name(false).map(Statement::Purge);
+            finished(name, parser)
+        }
+        ["VACUUM", ..] => vacuum(parser).and_then(|vacuum| finished(Ok(vacuum), parser)),
+        ["COPY", ..] => {
+            words_of(parser, 1);
+            let copy = copy::parse(parser)?;
+            finished(Ok(Statement::Copy(Box::new(copy))), parser)
+        }
+        _ => Err(Error::invalid(
+            "SQL does not parse: write REFRESH ONLINE feature_group, or REFRESH ONLINE feature_group FULL",
+        )),
+    }
 }
 
 fn kill_query(parser: &mut Parser<'_>) -> Result<Statement> {
