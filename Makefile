@@ -44,7 +44,7 @@ test-rust: export CLIPPY_ARGS := -Dwarnings__CLIPPY_HACKERY__
 test-rust: redis postgres ## clippy, unit and integration tests; leaves the binary
 	cargo test --locked --all-targets
 
-test-clients: redis postgres openssl torch $(VENV)/.ready | test-rust ## the stock drivers against the built binary
+test-clients: redis postgres openssl torch $(VENV)/.ready $(VENV)-iceberg/.ready | test-rust ## the stock drivers against the built binary
 	$(VENV)/bin/python -m pytest tests/clients
 
 # libFuzzer by what the stable compiler has of it: what it counts, but no sanitizers.
@@ -95,7 +95,7 @@ bench-ready: bench-environments
 	$(if $(GIVEN),,cargo build --locked --release)
 
 clean: ## the Python environments and the data of quickstart and benchmarks; `cargo clean` does the rest
-	rm -rf $(VENV) .venv-bench .venv-bench-feast data/quickstart data/bench
+	rm -rf $(VENV) $(VENV)-iceberg .venv-bench .venv-bench-feast data/quickstart data/bench
 
 # Debian and Ubuntu; elsewhere install redis-server, PostgreSQL, openssl and PyTorch yourself.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -115,6 +115,7 @@ torch:
 	$(SUDO) $(APT) update; $(SUDO) $(APT) install -y --no-install-recommends python3-torch
 
 $(VENV)/.ready: tests/clients/requirements.txt
+$(VENV)-iceberg/.ready: tests/clients/requirements-iceberg.txt
 $(BENCH_VENV)/.ready: benches/compare/requirements.txt
 $(BENCH_VENV)-feast/.ready: benches/compare/requirements-feast.txt
 %/.ready:
