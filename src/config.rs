@@ -22,7 +22,7 @@ pub(crate) use client::Credentials;
 pub use client::{OutputFormat, SqlArgs, UserArgs};
 pub(crate) use endpoints::ENDPOINTS_MAX;
 use endpoints::{endpoints, locations};
-pub use offline::CatalogSetting;
+pub use offline::{CatalogSetting, WarehouseSetting};
 pub use online::OnlineSetting;
 use security::GivenSecurity;
 pub use security::{SecuritySettings, TlsSettings};
@@ -155,8 +155,12 @@ serve_args! {
     online "FLETCHING_ONLINE" "STORE";
     /// How long any one call to Redis may take [default: 2s]
     online_timeout "FLETCHING_ONLINE_TIMEOUT" "DURATION";
-    /// Directory of the Iceberg tables [default: <data-dir>/warehouse]
-    warehouse "FLETCHING_WAREHOUSE" "DIR";
+    /// Where the files of the Iceberg tables are: a directory, or s3://bucket[/prefix] [default: <data-dir>/warehouse]
+    warehouse "FLETCHING_WAREHOUSE" "PLACE";
+    /// Where S3-compatible storage listens that is not Amazon's: http[s]://host[:port] [default: AWS_ENDPOINT_URL]
+    s3_endpoint "FLETCHING_S3_ENDPOINT" "URL";
+    /// Region of the bucket [default: AWS_REGION, or us-east-1]
+    s3_region "FLETCHING_S3_REGION" "REGION";
     /// Iceberg catalog: sqlite:<path>, or postgresql://[user:password@]host[:port]/database
     /// [default: sqlite:<data-dir>/catalog.db]
     catalog "FLETCHING_CATALOG" "CATALOG";
@@ -232,8 +236,8 @@ pub struct Settings {
     pub online: OnlineSetting,
     /// How long any one call to Redis may take.
     pub online_timeout: Duration,
-    /// Directory of the Iceberg tables.
-    pub warehouse: PathBuf,
+    /// Where the files of the Iceberg tables are.
+    pub warehouse: WarehouseSetting,
     /// Which catalog knows the Iceberg tables.
     pub catalog: CatalogSetting,
     /// The directories from which COPY may read; none allows no COPY.
@@ -305,7 +309,7 @@ impl Settings {
         let given = |text: &str| Some(Given(text.to_owned()));
         let (listen, http_listen) = (given("127.0.0.1:0"), given("127.0.0.1:0"));
         let mut settings = Self::validate(ServeArgs { listen, http_listen, ..ServeArgs::default() })?;
-        settings.warehouse = data_dir.join("warehouse");
+        settings.warehouse = WarehouseSetting::Local(data_dir.join("warehouse"));
         settings.catalog = CatalogSetting::Sqlite(data_dir.join("catalog.db"));
         settings.data_dir = data_dir;
         Ok(settings)
@@ -326,9 +330,13 @@ impl Settings {
             tls_key: args.tls_key,
             tls_client_ca: args.tls_client_ca,
         };
+        let endpoint = get("s3_endpoint", args.s3_endpoint, "", offline::endpoint)?;
+        let region = get("s3_region", args.s3_region, "", offline::region)?;
         let warehouse = match args.warehouse {
-            Some(given) => get("warehouse", Some(given), "", offline::local_directory)?,
-            None => data_dir.join("warehouse"),
+            Some(given) => get("warehouse", Some(given), "", |text| {
+                offline::warehouse(text, endpoint.clone(), region.clone())
+            })?,
+            None => WarehouseSetting::Local(data_dir.join("warehouse")),
         };
         let catalog = match args.catalog {
             Some(given) => get("catalog", Some(given), "", offline::catalog)?,

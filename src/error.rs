@@ -5,6 +5,7 @@ use std::fmt;
 
 use datafusion::arrow::error::ArrowError;
 use datafusion::common::DataFusionError;
+use parquet::errors::ParquetError;
 
 /// Result of every fallible call in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -135,7 +136,7 @@ impl From<DataFusionError> for Error {
             D::Collection(mut errors) if !errors.is_empty() => errors.swap_remove(0).into(),
             D::Shared(inner) => from_shared(&inner),
             D::SQL(inner, _) => Error::invalid(format!("SQL does not parse: {}", inner)),
-            D::ParquetError(inner) => Error::corrupt(inner.to_string()),
+            D::ParquetError(inner) => Error::new(kind_of_parquet(&inner), inner.to_string()),
             D::ObjectStore(inner) => Error::unavailable(inner.to_string()),
             D::IoError(inner) => Error::unavailable(inner.to_string()),
             other => from_words(&other),
@@ -168,9 +169,20 @@ fn kind_of(error: &DataFusionError) -> ErrorKind {
         D::NotImplemented(_) => ErrorKind::Unsupported,
         D::ResourcesExhausted(_) => ErrorKind::Exhausted,
         D::ExecutionJoin(join) if join.is_cancelled() => ErrorKind::Cancelled,
-        D::ParquetError(_) => ErrorKind::Corrupt,
+        D::ParquetError(inner) => kind_of_parquet(inner),
         D::ObjectStore(_) | D::IoError(_) => ErrorKind::Unavailable,
         _ => ErrorKind::Internal,
+    }
+}
+
+/// What cannot be read is damaged, but where it could not be fetched.
+fn kind_of_parquet(error: &ParquetError) -> ErrorKind {
+    match error {
+        ParquetError::External(cause) => match cause.downcast_ref::<object_store::Error>() {
+            Some(object_store::Error::NotFound { .. }) | None => ErrorKind::Corrupt,
+            Some(_) => ErrorKind::Unavailable,
+        },
+        _ => ErrorKind::Corrupt,
     }
 }
 

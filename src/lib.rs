@@ -52,7 +52,7 @@ pub mod fuzzing {
 pub use access::write_user;
 pub use config::{
     CatalogSetting, Cli, Command, Given, Limits, LogFormat, OnlineSetting, OutputFormat, SecuritySettings,
-    ServeArgs, Settings, SqlArgs, TlsSettings, UserArgs,
+    ServeArgs, Settings, SqlArgs, TlsSettings, UserArgs, WarehouseSetting,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use server::{Server, open_engine, serve};

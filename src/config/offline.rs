@@ -36,13 +36,78 @@ impl fmt::Debug for CatalogSetting {
     }
 }
 
-pub(super) fn local_directory(text: &str) -> Result<PathBuf, Why> {
-    match text.split_once("://") {
-        None => path(text),
-        Some(("file", rest)) => path(rest),
-        Some((scheme, _)) => {
-            Err(format!("{scheme}:// is not supported in this version; name a local directory"))
+/// Where the files of the Iceberg tables are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WarehouseSetting {
+    /// A directory of this machine.
+    Local(PathBuf),
+    /// A bucket of S3-compatible storage; credentials come from the environment.
+    S3 {
+        /// Its name.
+        bucket: String,
+        /// Where in it, without slashes at the ends; empty for all of it.
+        prefix: String,
+        /// Where the storage listens, if it is not Amazon's or the environment's.
+        endpoint: Option<String>,
+        /// The bucket's region, if it is not the environment's.
+        region: Option<String>,
+    },
+}
+
+impl fmt::Display for WarehouseSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local(path) => write!(f, "{}", path.display()),
+            Self::S3 { bucket, prefix, .. } if prefix.is_empty() => write!(f, "s3://{bucket}"),
+            Self::S3 { bucket, prefix, .. } => write!(f, "s3://{bucket}/{prefix}"),
         }
+    }
+}
+
+pub(super) fn warehouse(
+    text: &str,
+    endpoint: Option<String>,
+    region: Option<String>,
+) -> Result<WarehouseSetting, Why> {
+    let place = match text.split_once("://") {
+        None => return path(text).map(WarehouseSetting::Local),
+        Some(("file", rest)) => return path(rest).map(WarehouseSetting::Local),
+        Some(("s3" | "s3a", place)) => place.trim_end_matches('/'),
+        Some((scheme, _)) => {
+            return Err(format!("{scheme}:// is not supported; name a directory, or s3://bucket/prefix"));
+        }
+    };
+    let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    if bucket.is_empty() || !bucket.chars().all(is_name) {
+        return Err("the s3:// URL names no bucket: write s3://bucket or s3://bucket/prefix".into());
+    }
+    if prefix.split('/').any(|part| part.is_empty() && !prefix.is_empty() || part == "." || part == "..") {
+        return Err("the prefix of the s3:// URL has an empty part, '.' or '..'".into());
+    }
+    Ok(WarehouseSetting::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned(), endpoint, region })
+}
+
+pub(super) fn endpoint(text: &str) -> Result<Option<String>, Why> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    let url = url.ok_or("no URL such as https://storage.internal:9000")?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(
+            "credentials do not belong here, but into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".into()
+        );
+    }
+    Ok(Some(text.trim_end_matches('/').to_owned()))
+}
+
+pub(super) fn region(text: &str) -> Result<Option<String>, Why> {
+    let is_name = text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+    match text {
+        "" => Ok(None),
+        _ if is_name => Ok(Some(text.to_owned())),
+        _ => Err(format!("'{text}' is no region such as eu-central-1")),
     }
 }
 

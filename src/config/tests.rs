@@ -25,7 +25,7 @@ fn defaults_are_valid() {
     assert_eq!(settings.data_dir, Path::new("./data"));
     assert_eq!(settings.listen.to_string(), "127.0.0.1:8815");
     assert_eq!(settings.online, OnlineSetting::Embedded);
-    assert_eq!(settings.warehouse, Path::new("./data/warehouse"));
+    assert_eq!(settings.warehouse, WarehouseSetting::Local("./data/warehouse".into()));
     assert_eq!(settings.catalog, CatalogSetting::Sqlite("./data/catalog.db".into()));
     assert_eq!(settings.limits.message_bytes_max, 64 << 20);
     assert_eq!(settings.http_listen.map(|address| address.to_string()).as_deref(), Some("127.0.0.1:8816"));
@@ -41,7 +41,7 @@ fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
     let toml = "data_dir = '/file'\nconnections_max = 7\ninsecure = true\ncache_ttl = '1m'";
     let settings = with_file(toml, &["--data-dir", "/flag", "--listen", "0.0.0.0:1"]).unwrap();
     assert_eq!(settings.data_dir, Path::new("/flag"));
-    assert_eq!(settings.warehouse, Path::new("/flag/warehouse"));
+    assert_eq!(settings.warehouse, WarehouseSetting::Local("/flag/warehouse".into()));
     assert_eq!(settings.limits.connections_max, 7);
     assert_eq!(settings.cache_ttl, Duration::from_secs(60));
     assert_eq!(settings.drain_timeout, Duration::from_secs(30));
@@ -101,7 +101,14 @@ fn a_bad_setting_is_one_line_that_names_its_key() {
         (&["--online", "redis-cluster://a:1,b:x"], "online: node 2 of the redis-cluster:// URL"),
         (&["--online", "redis-cluster://a:1/3"], "online: a Redis Cluster has no numbered databases"),
         (&["--online", "redis-cluster://u:p/q@a:1"], "online: "),
-        (&["--warehouse", "s3://bucket"], "warehouse: s3:// is not supported"),
+        (&["--warehouse", "gs://bucket"], "warehouse: gs:// is not supported"),
+        (&["--warehouse", "s3:///prefix"], "warehouse: the s3:// URL names no bucket"),
+        (&["--warehouse", "s3://me:secret@host/prefix"], "warehouse: the s3:// URL names no bucket"),
+        (&["--warehouse", "s3://bucket/a//b"], "warehouse: the prefix of the s3:// URL has an empty part"),
+        (&["--warehouse", "s3://bucket/../b"], "warehouse: the prefix of the s3:// URL has an empty part"),
+        (&["--s3-endpoint", "localhost:9000"], "s3_endpoint: no URL such as"),
+        (&["--s3-endpoint", "http://me:secret@h"], "s3_endpoint: credentials do not belong here"),
+        (&["--s3-region", "no where"], "s3_region: 'no where' is no region"),
         (&["--catalog", "mysql://h/d"], "catalog: not a catalog of this version"),
         (&["--catalog", "postgres://h"], "catalog: the postgresql:// URL names no database"),
         (&["--catalog", "postgresql:///db"], "catalog: the postgresql:// URL names no host"),

@@ -8,6 +8,7 @@ use iceberg::spec::{
 };
 use moka::sync::Cache;
 
+use super::warehouse::unreadable;
 use crate::error::{Error, Result};
 
 const MANIFESTS_MAX: u64 = 4096;
@@ -32,9 +33,10 @@ impl ManifestCache {
         if let Some(manifest) = self.manifests.get(&file.manifest_path) {
             return Ok(manifest);
         }
-        let manifest = file.load_manifest(io).await.map_err(|e| {
-            Error::corrupt(format!("cannot read Iceberg manifest '{}'", file.manifest_path)).with_source(e)
-        })?;
+        let manifest = file
+            .load_manifest(io)
+            .await
+            .map_err(|e| unreadable(format!("cannot read Iceberg manifest '{}'", file.manifest_path), e))?;
         let manifest = Arc::new(manifest);
         self.manifests.insert(file.manifest_path.clone(), Arc::clone(&manifest));
         Ok(manifest)
@@ -61,9 +63,9 @@ pub(super) async fn manifest_list(
     snapshot: &Snapshot,
 ) -> Result<ManifestList> {
     let path = snapshot.manifest_list();
-    let corrupt = |e| Error::corrupt(format!("cannot read Iceberg manifest list '{path}'")).with_source(e);
-    let bytes = io.new_input(path).map_err(corrupt)?.read().await.map_err(corrupt)?;
-    ManifestList::parse_with_version(&bytes, metadata.format_version()).map_err(corrupt)
+    let failed = |e| unreadable(format!("cannot read Iceberg manifest list '{path}'"), e);
+    let bytes = io.new_input(path).map_err(failed)?.read().await.map_err(failed)?;
+    ManifestList::parse_with_version(&bytes, metadata.format_version()).map_err(failed)
 }
 
 /// The live data files of `snapshot`; with `added_by`, only those that the named snapshots added.

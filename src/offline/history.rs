@@ -1,8 +1,11 @@
 //! A table's data files as the ASOF join reads them, with what the manifests say of each.
 
+use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::execution::runtime_env::RuntimeEnv;
 use iceberg::spec::{DataFile, Datum, PrimitiveLiteral};
 use object_store::ObjectMeta;
 
+use super::rows::RowFile;
 use super::scan::IcebergTable;
 use crate::error::Result;
 
@@ -17,13 +20,19 @@ pub(crate) struct History {
 /// One data file.
 #[derive(Debug, Clone)]
 pub(crate) struct HistoryFile {
-    pub(crate) object: ObjectMeta,
+    object: ObjectMeta,
+    store: ObjectStoreUrl,
     /// Whether its rows are in the table's order.
     pub(crate) is_sorted: bool,
     data: DataFile,
 }
 
 impl HistoryFile {
+    /// Its rows by number.
+    pub(crate) async fn open(&self, runtime: &RuntimeEnv) -> Result<RowFile> {
+        RowFile::open(runtime, &self.store, self.object.clone()).await
+    }
+
     /// Whether a column holds NULLs, as far as the manifest tells.
     pub(crate) fn has_nulls(&self, field_id: i32) -> bool {
         self.data.null_value_counts().get(&field_id).is_some_and(|nulls| *nulls > 0)
@@ -60,7 +69,8 @@ impl IcebergTable {
         let mut files = Vec::new();
         for data in self.files().await? {
             let is_sorted = self.table().is_sorted(&data);
-            files.push(HistoryFile { object: self.partitioned(&data)?.object_meta, is_sorted, data });
+            let object = self.partitioned(&data)?.object_meta;
+            files.push(HistoryFile { object, store: self.url().clone(), is_sorted, data });
         }
         Ok(Some(History { order, files }))
     }

@@ -22,6 +22,7 @@ mod statistics;
 mod store;
 mod table;
 mod vacuum;
+mod warehouse;
 mod write;
 
 pub(crate) use catalog::CatalogLocation;
@@ -40,3 +41,4 @@ pub(crate) use schema::{storage_schema, storage_type};
 pub(crate) use store::{OfflineStore, TableSpec};
 pub(crate) use table::{OfflineTable, added_rows, is_rewrite, total_rows};
 pub(crate) use vacuum::Vacuumed;
+pub(crate) use warehouse::{S3Location, WarehouseLocation};

@@ -27,7 +27,6 @@ use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, MetricBuilder, MetricType};
 use datafusion_datasource::compute_all_files_statistics;
 use iceberg::spec::DataFile;
-use object_store::path::Path;
 use tokio::sync::OnceCell;
 
 use super::evolution::ByFieldId;
@@ -36,7 +35,6 @@ use super::sparse::{SparseFile, SparseScanExec};
 use super::statistics::{FileBounds, file_statistics, kept_part, may_hold_nan, without_endless};
 use super::store::OfflineStore;
 use super::table::OfflineTable;
-use crate::error::Error;
 use crate::model::{LoggedFile, TableVersion};
 
 /// Where a filter keeps at most this part of the rows, their other columns are read value by value.
@@ -141,14 +139,14 @@ impl IcebergTable {
         Ok(files.into_iter().zip(keep).filter_map(|(file, keep)| keep.then_some(file)).collect())
     }
 
+    /// What names the files' store in plans.
+    pub(super) fn url(&self) -> &ObjectStoreUrl {
+        self.store.warehouse.url()
+    }
+
     pub(super) fn partitioned(&self, file: &DataFile) -> Result<PartitionedFile> {
-        let location = file.file_path();
-        let path = location.strip_prefix("file://").unwrap_or(location);
-        let path = Path::from_absolute_path(path).map_err(|e| {
-            Error::unsupported(format!("data file '{location}' is not a local path")).with_source(e)
-        })?;
         let mut partitioned = PartitionedFile::new("", file.file_size_in_bytes());
-        partitioned.object_meta.location = path;
+        partitioned.object_meta.location = self.store.warehouse.path(file.file_path())?;
         let statistics = file_statistics(file, self.table.iceberg_schema(), &self.schema);
         Ok(partitioned.with_statistics(Arc::new(statistics)))
     }
@@ -210,7 +208,8 @@ impl IcebergTable {
         }
         let mut opened = Vec::with_capacity(files.len());
         for file in files {
-            let rows = RowFile::open(state.runtime_env(), self.partitioned(file)?.object_meta).await?;
+            let object = self.partitioned(file)?.object_meta;
+            let rows = RowFile::open(state.runtime_env(), self.url(), object).await?;
             let columns = fields.iter().map(|field| rows.column(field.id, &field.name)).collect();
             opened.push(SparseFile { rows, columns });
         }
@@ -314,7 +313,7 @@ impl TableProvider for IcebergTable {
         let options = state.config_options();
         let bytes_min = options.optimizer.repartition_file_min_size;
 
-        let url = ObjectStoreUrl::local_filesystem();
+        let url = self.url().clone();
         let runtime = state.runtime_env();
         let footers = runtime.cache_manager.get_file_metadata_cache();
         let readers = CachedParquetFileReaderFactory::new(runtime.object_store(&url)?, footers);

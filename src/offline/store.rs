@@ -3,27 +3,28 @@
 mod alter;
 
 use std::collections::HashMap;
-use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::memory_pool::MemoryPool;
+use datafusion::execution::runtime_env::RuntimeEnv;
 use iceberg::io::FileIO;
 use iceberg::spec::{DataFile, TableMetadata, TableMetadataBuilder, TableMetadataRef};
 use iceberg::{MetadataLocation, TableCreation};
 use moka::sync::Cache;
+use object_store::path::Path as ObjectPath;
 use uuid::Uuid;
 
 use super::catalog::{Catalog, CatalogLocation};
-use super::durable::{local_path, make_durable};
 use super::files::{ManifestCache, data_files};
 use super::log::WriteLog;
 use super::order::iceberg_order;
 use super::schema::iceberg_schema;
 use super::snapshot::{self, Change};
 use super::table::OfflineTable;
+use super::warehouse::{Warehouse, WarehouseLocation, unreadable};
 use super::write::write_files;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
@@ -69,7 +70,7 @@ impl TableSpec {
 pub(crate) struct OfflineStore {
     pub(super) catalog: Catalog,
     pub(super) io: FileIO,
-    pub(super) warehouse: PathBuf,
+    pub(super) warehouse: Warehouse,
     pub(super) clock: Arc<dyn Clock>,
     metadata: Cache<String, TableMetadataRef>,
     pub(super) manifests: ManifestCache,
@@ -79,22 +80,17 @@ pub(crate) struct OfflineStore {
 }
 
 impl OfflineStore {
-    /// Opens the catalog and the warehouse (a directory), creating both where they do not exist.
+    /// Opens the catalog and the warehouse, creating what a machine of ours can where it does not exist.
     pub(crate) async fn open(
         catalog: impl Into<CatalogLocation>,
-        warehouse: &Path,
+        warehouse: impl Into<WarehouseLocation>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self> {
-        let unusable = |e: std::io::Error| {
-            Error::unavailable(format!("cannot use the warehouse at '{}'", warehouse.display()))
-                .with_source(e)
-        };
-        std::fs::create_dir_all(warehouse).map_err(unusable)?;
-        let warehouse = warehouse.canonicalize().map_err(unusable)?;
+        let warehouse = Warehouse::open(&warehouse.into()).await?;
         let catalog = Catalog::open(&catalog.into()).await?;
         Ok(Self {
             catalog,
-            io: FileIO::new_with_fs(),
+            io: warehouse.io().clone(),
             warehouse,
             clock,
             metadata: Cache::new(METADATA_MAX),
@@ -103,6 +99,11 @@ impl OfflineStore {
             #[cfg(test)]
             faults: super::faults::Faults::default(),
         })
+    }
+
+    /// Makes its files known to what runs plans over its tables.
+    pub(crate) fn register(&self, runtime: &RuntimeEnv) {
+        self.warehouse.register(runtime);
     }
 
     /// Every namespace.
@@ -131,8 +132,7 @@ impl OfflineStore {
             Some(metadata) => metadata,
             None => {
                 let read = TableMetadata::read_from(&self.io, location).await.map_err(|e| {
-                    Error::corrupt(format!("cannot read metadata '{location}' of table '{name}'"))
-                        .with_source(e)
+                    unreadable(format!("cannot read metadata '{location}' of table '{name}'"), e)
                 })?;
                 let read = Arc::new(read);
                 self.metadata.insert(location.to_owned(), Arc::clone(&read));
@@ -174,12 +174,12 @@ impl OfflineStore {
     ) -> Result<Built> {
         let name = &spec.name;
         let directory = format!("{}-{}", path_component(&name.name), Uuid::now_v7());
-        let location = self.warehouse.join(path_component(&name.schema)).join(directory);
+        let location = self.warehouse.location([&path_component(&name.schema), &directory]);
         let schema = iceberg_schema(&spec.schema, &spec.docs)?;
         let order = iceberg_order(&schema, &spec.sort_columns)?;
         let creation = TableCreation::builder()
             .name(name.name.clone())
-            .location(format!("file://{}", location.display()))
+            .location(location)
             .schema(schema)
             .sort_order(order)
             .properties(spec.properties.clone())
@@ -218,17 +218,14 @@ impl OfflineStore {
             .await
             .map_err(|e| Error::unavailable("cannot write table metadata to the warehouse").with_source(e))?;
         let (location, metadata) = (location.to_string(), Arc::new(metadata));
-        let data_files = new_files.iter().map(|f| local_path(f.file_path())).collect();
-        make_durable(&self.warehouse, &location, data_files).await?;
+        self.warehouse.make_durable(&location, new_files).await?;
         self.metadata.insert(location.clone(), Arc::clone(&metadata));
         Ok((location, metadata))
     }
 
     /// The table's directory; `None` where it is not within the warehouse.
-    pub(super) fn directory(&self, metadata: &TableMetadata) -> Option<PathBuf> {
-        let path = local_path(metadata.location());
-        let leaves = path.components().any(|c| c == Component::ParentDir);
-        (!leaves && path.starts_with(&self.warehouse) && path != self.warehouse).then_some(path)
+    pub(super) fn directory(&self, metadata: &TableMetadata) -> Option<ObjectPath> {
+        self.warehouse.directory(metadata.location())
     }
 
     pub(super) async fn discard(&self, built: &Built) {

@@ -10,17 +10,16 @@
 //! The files of a write are all in a directory of its own, so a write that goes on keeps all of them.
 
 use std::collections::{HashMap, HashSet};
-use std::io;
-use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use iceberg::spec::{DataFile, SnapshotRef, TableMetadata, TableMetadataBuilder};
+use object_store::ObjectMeta;
+use object_store::path::Path;
 
 use super::commit::COMMIT_ATTEMPTS_MAX;
-use super::durable::local_path;
 use super::files::manifest_list;
 use super::store::{OfflineStore, next_location, updated_at};
 use super::table::OfflineTable;
+use super::warehouse::Warehouse;
 use crate::error::{Error, Result};
 
 /// A write whose files lie still for so long is not under way any more.
@@ -45,16 +44,9 @@ pub(crate) struct Vacuumed {
 /// Paths of files that snapshots name.
 #[derive(Debug, Default)]
 struct Named {
-    data: HashSet<PathBuf>,
+    data: HashSet<Path>,
     /// Manifests, and lists of them.
-    metadata: HashSet<PathBuf>,
-}
-
-/// A file that is there.
-#[derive(Debug)]
-struct Found {
-    path: PathBuf,
-    modified_us: i64,
+    metadata: HashSet<Path>,
 }
 
 impl OfflineStore {
@@ -93,17 +85,15 @@ impl OfflineStore {
             let expired: Vec<i64> = expired.iter().map(|snapshot| snapshot.snapshot_id()).collect();
             let Some(current) = self.expire(&current, &expired).await? else { continue };
             let vacuumed = Vacuumed { snapshots_expired: expired.len() as u64, ..Vacuumed::default() };
-            let sweep = Sweep { directory, named, gone, vacuumed };
-            let sweep = (sweep, current, cutoff_us, self.clock.now_us());
-            let swept = tokio::task::spawn_blocking(move || {
-                let (sweep, current, cutoff_us, now_us) = sweep;
-                sweep.run(&current, cutoff_us, now_us)
-            });
-            let swept = swept.await.map_err(|e| Error::internal("a vacuum did not finish").with_source(e))?;
-            return swept.map_err(|e| {
+            let undeletable = |e| {
                 Error::unavailable(format!("cannot delete old files of table '{}'", table.name))
                     .with_source(e)
-            });
+            };
+            let found = self.warehouse.list(&directory).await.map_err(undeletable)?;
+            let sizes = found.iter().map(|file| (file.location.clone(), file.size)).collect();
+            let sweep = Sweep { warehouse: &self.warehouse, found, sizes, named, gone, vacuumed };
+            let known = self.known(&current, &sweep.named)?;
+            return sweep.run(&current, known, cutoff_us, self.clock.now_us()).await.map_err(undeletable);
         }
         Err(Error::conflict(format!(
             "table '{}' is being written by too many at once: try again",
@@ -136,17 +126,32 @@ impl OfflineStore {
     async fn named(&self, metadata: &TableMetadata, snapshots: &[&SnapshotRef]) -> Result<Named> {
         let mut named = Named::default();
         for snapshot in snapshots {
-            named.metadata.insert(local_path(snapshot.manifest_list()));
+            named.metadata.insert(self.warehouse.path(snapshot.manifest_list())?);
             for manifest in manifest_list(&self.io, metadata, snapshot).await?.entries() {
-                if !named.metadata.insert(local_path(&manifest.manifest_path)) {
+                if !named.metadata.insert(self.warehouse.path(&manifest.manifest_path)?) {
                     continue;
                 }
                 let loaded = self.manifests.load(&self.io, manifest).await?;
-                let files = loaded.entries().iter().filter(|entry| entry.is_alive());
-                named.data.extend(files.map(|entry| local_path(DataFile::file_path(entry.data_file()))));
+                for entry in loaded.entries().iter().filter(|entry| entry.is_alive()) {
+                    named.data.insert(self.warehouse.path(DataFile::file_path(entry.data_file()))?);
+                }
             }
         }
         Ok(named)
+    }
+
+    /// All that the table's metadata names: the first, what must be in its directory.
+    fn known(&self, table: &OfflineTable, named: &Named) -> Result<Known> {
+        let metadata = &table.metadata;
+        let current = self.warehouse.path(&table.location)?;
+        let mut there: HashSet<Path> = named.data.union(&named.metadata).cloned().collect();
+        there.insert(current.clone());
+        let log = metadata.metadata_log().iter().map(|entry| &entry.metadata_file);
+        let statistics = metadata.statistics_iter().map(|file| &file.statistics_path);
+        let of_partitions = metadata.partition_statistics_iter().map(|file| &file.statistics_path);
+        let others = log.chain(statistics).chain(of_partitions);
+        let others = others.filter_map(|location| self.warehouse.path(location).ok()).collect();
+        Ok(Known { current, there, others })
     }
 }
 
@@ -173,120 +178,104 @@ fn kept(table: &OfflineTable, cutoff_ms: i64, applied: Option<i64>) -> Result<Ha
     Ok(kept)
 }
 
+/// Files that must stay.
+struct Known {
+    current: Path,
+    /// Those that are needed to read the table, the current metadata among them.
+    there: HashSet<Path>,
+    others: HashSet<Path>,
+}
+
 /// The deletion of files, once the snapshots are gone.
-struct Sweep {
-    directory: PathBuf,
+struct Sweep<'a> {
+    warehouse: &'a Warehouse,
+    /// What is in the table's directory.
+    found: Vec<ObjectMeta>,
+    sizes: HashMap<Path, u64>,
     named: Named,
     gone: Named,
     vacuumed: Vacuumed,
 }
 
-impl Sweep {
-    fn run(mut self, table: &OfflineTable, cutoff_us: i64, now_us: i64) -> io::Result<Vacuumed> {
-        let mut found = Vec::new();
-        files_under(&self.directory, &mut found)?;
+impl Sweep<'_> {
+    async fn run(
+        mut self,
+        table: &OfflineTable,
+        known: Known,
+        cutoff_us: i64,
+        now_us: i64,
+    ) -> object_store::Result<Vacuumed> {
         for path in std::mem::take(&mut self.gone.data) {
-            self.vacuumed.data_files_deleted += self.delete(&path)?;
+            self.vacuumed.data_files_deleted += self.delete(&path).await?;
         }
         for path in std::mem::take(&mut self.gone.metadata) {
-            self.vacuumed.metadata_files_deleted += self.delete(&path)?;
+            self.vacuumed.metadata_files_deleted += self.delete(&path).await?;
         }
-        let metadata = &table.metadata;
-        let mut known: HashSet<PathBuf> = self.named.data.union(&self.named.metadata).cloned().collect();
-        known.insert(local_path(&table.location));
-        let there: HashSet<&Path> = found.iter().map(|file| file.path.as_path()).collect();
-        if let Some(elsewhere) = known.iter().find(|path| !there.contains(path.as_path())) {
-            let (table, file) = (table.name.to_string(), elsewhere.display().to_string());
+        if let Some(elsewhere) = known.there.iter().find(|path| !self.sizes.contains_key(path)) {
+            let (table, file) = (table.name.to_string(), elsewhere.to_string());
             tracing::info!(table, file, "a table with files elsewhere keeps those that no snapshot names");
             return Ok(self.vacuumed);
         }
-        let log = metadata.metadata_log().iter().map(|entry| &entry.metadata_file);
-        let statistics = metadata.statistics_iter().map(|file| &file.statistics_path);
-        let of_partitions = metadata.partition_statistics_iter().map(|file| &file.statistics_path);
-        known.extend(log.chain(statistics).chain(of_partitions).map(|path| local_path(path)));
-
-        let version = version_of(&local_path(&table.location));
+        let version = version_of(&known.current);
+        let found = std::mem::take(&mut self.found);
         let last_write = last_writes(&found);
-        let stale = |file: &Found| last_write(file) < now_us - ORPHAN_AGE_US;
-        for file in found.iter().filter(|file| !known.contains(&file.path)) {
-            match version_of(&file.path) {
+        let stale = |file: &ObjectMeta| last_write(file) < now_us - ORPHAN_AGE_US;
+        let is_known = |path: &Path| known.there.contains(path) || known.others.contains(path);
+        for file in found.iter().filter(|file| !is_known(&file.location)) {
+            match version_of(&file.location) {
                 Some(of_file) => {
                     let last = version.unwrap_or(0).saturating_sub(METADATA_VERSIONS);
-                    if of_file < last && file.modified_us < cutoff_us {
-                        self.vacuumed.metadata_files_deleted += self.delete(&file.path)?;
+                    if of_file < last && modified_us(file) < cutoff_us {
+                        self.vacuumed.metadata_files_deleted += self.delete(&file.location).await?;
                     }
                 }
-                None if stale(file) => self.vacuumed.orphan_files_deleted += self.delete(&file.path)?,
+                None if stale(file) => {
+                    self.vacuumed.orphan_files_deleted += self.delete(&file.location).await?;
+                }
                 None => {}
             }
         }
         Ok(self.vacuumed)
     }
 
-    /// Deletes a file of the table, and its directory if that is empty then. Returns how many went.
-    fn delete(&mut self, path: &Path) -> io::Result<u64> {
-        if !path.starts_with(&self.directory) || path.components().any(|c| c.as_os_str() == "..") {
+    /// Deletes a file of the table's directory. Returns how many went.
+    async fn delete(&mut self, path: &Path) -> object_store::Result<u64> {
+        let Some(bytes) = self.sizes.get(path).copied() else { return Ok(0) };
+        if !self.warehouse.delete(path).await? {
             return Ok(0);
         }
-        let bytes = match std::fs::metadata(path) {
-            Ok(metadata) => metadata.len(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-            Err(error) => return Err(error),
-        };
-        std::fs::remove_file(path)?;
         self.vacuumed.bytes_deleted += bytes;
-        if let Some(parent) = path.parent() {
-            let _ = std::fs::remove_dir(parent); // fails, as it should, where others are in it
-        }
         Ok(1)
     }
 }
 
 /// Of a metadata file, which version of the table it is: `00012-….metadata.json`.
 fn version_of(path: &Path) -> Option<u64> {
-    let name = path.file_name()?.to_str()?;
+    let name = path.filename()?;
     if !name.ends_with(".metadata.json") {
         return None;
     }
     name.split_once('-')?.0.parse().ok()
 }
 
+fn modified_us(file: &ObjectMeta) -> i64 {
+    file.last_modified.timestamp_micros()
+}
+
+/// The path of a file's directory.
+fn directory(file: &ObjectMeta) -> &str {
+    file.location.as_ref().rsplit_once('/').map_or("", |(directory, _)| directory)
+}
+
 /// When the write last wrote that a file is of: its directory's, but in `metadata`, where all writes meet, its own.
-fn last_writes(found: &[Found]) -> impl Fn(&Found) -> i64 {
-    let mut by_directory: HashMap<PathBuf, i64> = HashMap::new();
+fn last_writes(found: &[ObjectMeta]) -> impl Fn(&ObjectMeta) -> i64 {
+    let mut by_directory: HashMap<&str, i64> = HashMap::new();
     for file in found {
-        if let Some(directory) = file.path.parent() {
-            let last = by_directory.entry(directory.to_owned()).or_insert(i64::MIN);
-            *last = file.modified_us.max(*last);
-        }
+        let last = by_directory.entry(directory(file)).or_insert(i64::MIN);
+        *last = modified_us(file).max(*last);
     }
-    move |file| match file.path.parent() {
-        Some(directory) if !directory.ends_with("metadata") => {
-            by_directory.get(directory).copied().unwrap_or(file.modified_us)
-        }
-        _ => file.modified_us,
+    move |file| match directory(file) {
+        directory if directory.ends_with("/metadata") => modified_us(file),
+        directory => by_directory.get(directory).copied().unwrap_or_else(|| modified_us(file)),
     }
-}
-
-fn files_under(directory: &Path, found: &mut Vec<Found>) -> io::Result<()> {
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        let (path, kind) = (entry.path(), entry.file_type()?);
-        if kind.is_dir() {
-            files_under(&path, found)?;
-        } else if kind.is_file() {
-            let modified_us = match entry.metadata() {
-                Ok(metadata) => micros(metadata.modified()?),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
-            };
-            found.push(Found { path, modified_us });
-        }
-    }
-    Ok(())
-}
-
-fn micros(time: SystemTime) -> i64 {
-    let since = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros());
-    i64::try_from(since).unwrap_or(i64::MAX)
 }

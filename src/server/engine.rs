@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::config::{CatalogSetting, OnlineSetting, Settings};
+use crate::config::{CatalogSetting, OnlineSetting, Settings, WarehouseSetting};
 use crate::error::Result;
-use crate::offline::{CatalogLocation, OfflineStore};
+use crate::offline::{CatalogLocation, OfflineStore, S3Location, WarehouseLocation};
 use crate::online::{self, Backend, CacheOptions, OnlineOptions};
 use crate::sql::{CopyDirectories, Engine, EngineParts, RunLimits};
 
@@ -20,7 +20,13 @@ pub async fn open_engine(settings: &Settings, clock: Arc<dyn Clock>) -> Result<A
         CatalogSetting::Sqlite(path) => CatalogLocation::Sqlite(path.clone()),
         CatalogSetting::Postgres(url) => CatalogLocation::Postgres(url.clone()),
     };
-    let offline = OfflineStore::open(catalog, &settings.warehouse, Arc::clone(&clock)).await?;
+    let warehouse = match settings.warehouse.clone() {
+        WarehouseSetting::Local(path) => WarehouseLocation::Local(path),
+        WarehouseSetting::S3 { bucket, prefix, endpoint, region } => {
+            WarehouseLocation::S3(S3Location { bucket, prefix, endpoint, region })
+        }
+    };
+    let offline = OfflineStore::open(catalog, warehouse, Arc::clone(&clock)).await?;
     let offline = offline.with_log(&settings.data_dir.join("log")).await?;
     let backend = match &settings.online {
         OnlineSetting::Embedded => Backend::Embedded { path: settings.data_dir.join("online.redb") },

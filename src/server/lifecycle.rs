@@ -136,7 +136,8 @@ async fn serve_until_signalled(settings: Settings) -> Result<()> {
         );
     }
     tracing::info!(
-        listen = %server.local_addr(), catalog = %settings.catalog, online = %settings.online, "serving"
+        listen = %server.local_addr(), catalog = %settings.catalog, warehouse = %settings.warehouse,
+        online = %settings.online, "serving"
     );
     let cause = next_signal().await;
     tracing::info!(cause, drain_timeout = ?settings.drain_timeout, "draining");
@@ -164,7 +165,7 @@ fn greeting(settings: &Settings, server: &Server) -> String {
     let url = format!("{scheme}://{address}");
     // Writing to a String does not fail.
     let _ = writeln!(text, "Fletching {version} serves Arrow Flight SQL at {url}");
-    let _ = writeln!(text, "  history  {}", settings.warehouse.display());
+    let _ = writeln!(text, "  history  {}", settings.warehouse);
     let _ = writeln!(text, "  latest   {}", settings.online);
     let _ =
         writeln!(text, "  python   adbc_driver_flightsql.dbapi.connect(\"{url}\"{python}, autocommit=True)");

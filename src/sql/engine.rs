@@ -134,6 +134,7 @@ impl Engine {
         let disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Directories(vec![spill_dir]));
         let runtime =
             RuntimeEnvBuilder::new().with_memory_pool(pool).with_disk_manager_builder(disk).build_arc()?;
+        offline.register(&runtime);
         let registry = Arc::new(Registry::new(Arc::clone(&offline)));
         let ingest = Ingest::new(
             Arc::clone(&registry),

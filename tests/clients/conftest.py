@@ -1,6 +1,6 @@
 import pytest
 
-from support import Jdbc, Redis, Server
+from support import Jdbc, ObjectStorage, Postgres, Redis, Server
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +20,11 @@ def connection(server):
 
 @pytest.fixture
 def own_server(tmp_path):
-    """Starts servers that a test may kill: `own_server(*arguments)`."""
+    """Starts servers that a test may kill: `own_server(*arguments, environment={})`."""
     started = []
 
-    def start(*arguments):
-        started.append(Server(tmp_path / f"data{len(started)}", *arguments))
+    def start(*arguments, **options):
+        started.append(Server(tmp_path / f"data{len(started)}", *arguments, **options))
         return started[-1]
 
     yield start
@@ -37,6 +37,20 @@ def redis():
     redis = Redis()
     yield redis
     redis.close()
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    postgres = Postgres()
+    yield postgres
+    postgres.close()
+
+
+@pytest.fixture
+def storage():
+    storage = ObjectStorage()
+    yield storage
+    storage.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,12 @@
 """Starts and stops what the tests talk to: the built binary, and a real Redis."""
 
+import json
 import os
+import pwd
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import adbc_driver_flightsql.dbapi as flight_sql
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = os.environ.get("FLETCHING", str(ROOT / "target" / "debug" / "fletching"))
+ICEBERG_PYTHON = ROOT / ".venv-iceberg" / "bin" / "python"
 START_SECONDS_MAX = 60
 
 
@@ -44,8 +48,9 @@ def until(condition, seconds_max=10):
 class Server:
     """`fletching serve` on a data directory; it can be killed and started again."""
 
-    def __init__(self, data, *arguments):
+    def __init__(self, data, *arguments, environment=None):
         self.data = Path(data)
+        self.environment = environment or {}
         self.arguments = [str(argument) for argument in arguments]
         self.log = self.data.with_name(self.data.name + ".log")
         self.process = None
@@ -55,7 +60,7 @@ class Server:
         self.port, self.http_port = free_port(), free_port()
         command = [BINARY, "serve", "--data-dir", self.data, "--listen", f"127.0.0.1:{self.port}", *self.arguments]
         # in the environment, as binaries that benchmarks compare may be of a time before there was such a port
-        environment = os.environ | {"FLETCHING_HTTP_LISTEN": f"127.0.0.1:{self.http_port}"}
+        environment = os.environ | {"FLETCHING_HTTP_LISTEN": f"127.0.0.1:{self.http_port}"} | self.environment
         with self.log.open("a") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -123,6 +128,80 @@ class Redis:
     def close(self):
         self.process.terminate()
         self.process.wait()
+
+
+class Postgres:
+    """A PostgreSQL server of our own, which asks for a password."""
+
+    PASSWORD = "not-for-logs"
+
+    def __init__(self):
+        self.port = free_port()
+        self.directory = tempfile.TemporaryDirectory(prefix="postgres-")
+        installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+        binaries = f"{installed[-1]}/" if installed else ""
+        # it does not run as root
+        self.user = pwd.getpwnam("nobody") if os.getuid() == 0 else None
+        password, data = Path(self.directory.name) / "password", Path(self.directory.name) / "data"
+        password.write_text(self.PASSWORD)
+        if self.user:
+            os.chown(self.directory.name, self.user.pw_uid, self.user.pw_gid)
+            os.chown(password, self.user.pw_uid, self.user.pw_gid)
+        made = ["--username=fletching", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        self._popen(f"{binaries}initdb", *made, f"--pwfile={password}", "-D", data).wait(timeout=60)
+        served = ["-D", data, "-p", str(self.port), "-h", "127.0.0.1", "-k", "", "-c", "fsync=off"]
+        self.process = self._popen(f"{binaries}postgres", *served)
+        wait_for_port(self.port, self.process)
+
+    def _popen(self, *command):
+        owner = {"user": self.user.pw_uid, "group": self.user.pw_gid, "extra_groups": []} if self.user else {}
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen(command, cwd=self.directory.name, **owner, **silent)
+
+    @property
+    def url(self):
+        return f"postgresql://fletching:{self.PASSWORD}@127.0.0.1:{self.port}/postgres"
+
+    def close(self):
+        self.process.send_signal(signal.SIGQUIT)
+        self.process.wait()
+        self.directory.cleanup()
+
+
+class ObjectStorage:
+    """An S3 server of our own: `bucket`, and who may write it as environment variables."""
+
+    def __init__(self):
+        self.port, self.bucket = free_port(), "features"
+        command = [ICEBERG_PYTHON, ROOT / "tests/clients/s3_server.py", str(self.port)]
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, **streams)
+        self.credentials = json.loads(self.process.stdout.readline())
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def objects(self):
+        """The keys of all objects."""
+        self.process.stdin.write(b"list\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def rows_by_pyiceberg(table, environment=None, **properties):
+    """All rows of an Iceberg table, as another engine reads them."""
+    given = [f"{key.replace('__', '.')}={value}" for key, value in properties.items()]
+    command = [ICEBERG_PYTHON, ROOT / "tests/clients/pyiceberg_rows.py", table, *given]
+    environment = os.environ | (environment or {})
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=300, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr.decode())
+    return [tuple(row) for row in json.loads(done.stdout)]
 
 
 class Jdbc:

@@ -4,7 +4,7 @@
 pub(crate) mod postgres_server;
 
 use arrow_flight::error::FlightError;
-use fletching::{CatalogSetting, Settings};
+use fletching::{CatalogSetting, Settings, WarehouseSetting};
 use tokio::sync::{mpsc, watch};
 use tonic::Code;
 
@@ -29,7 +29,7 @@ async fn servers_that_share_a_catalog_see_each_others_tables() {
     let warehouse = files.path().to_owned();
     let shared = |settings: &mut Settings| {
         on(&postgres)(settings);
-        settings.warehouse.clone_from(&warehouse);
+        settings.warehouse = WarehouseSetting::Local(warehouse.clone());
     };
     let (one, two) = (House::with(shared).await, House::with(shared).await);
     let (mut first, mut second) = (one.client().await, two.client().await);

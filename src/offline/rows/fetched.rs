@@ -3,10 +3,14 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
+use datafusion::common::runtime::SpawnedTask;
+use futures::future::Either;
+use object_store::ObjectStore;
+use object_store::path::Path as ObjectPath;
 use parking_lot::Mutex;
 use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::reader::{ChunkReader, Length};
@@ -60,6 +64,14 @@ impl Drop for Lent {
     }
 }
 
+/// Where a file is read from.
+#[derive(Debug, Clone)]
+pub(super) enum Source {
+    /// A file of this machine.
+    Local(PathBuf),
+    Remote(Arc<dyn ObjectStore>, ObjectPath),
+}
+
 /// Some byte ranges of one file.
 #[derive(Debug, Clone)]
 pub(crate) struct Fetched {
@@ -68,12 +80,9 @@ pub(crate) struct Fetched {
 }
 
 impl Fetched {
-    /// Begins to read `ranges` of a local file, in any order; neighbours are read at once.
-    ///
-    /// The buffer is made here and only filled by the thread that may block: one that makes it there, and frees it
-    /// here, leaves every thread with memory of its own that no other can use.
+    /// Begins to read `ranges` of a file, in any order; neighbours are read at once.
     pub(super) fn read(
-        path: &Path,
+        source: &Source,
         file_bytes: u64,
         mut ranges: Vec<Range<u64>>,
         buffers: &Buffers,
@@ -86,6 +95,22 @@ impl Fetched {
                 _ => parts.push(range),
             }
         }
+        match source {
+            Source::Local(path) => Either::Left(Self::read_local(path, file_bytes, parts, buffers)),
+            Source::Remote(store, path) => {
+                Either::Right(Self::read_remote(Arc::clone(store), path.clone(), file_bytes, parts))
+            }
+        }
+    }
+
+    /// The buffer is made here and only filled by the thread that may block: one that makes it there, and frees it
+    /// here, leaves every thread with memory of its own that no other can use.
+    fn read_local(
+        path: &Path,
+        file_bytes: u64,
+        parts: Vec<Range<u64>>,
+        buffers: &Buffers,
+    ) -> impl Future<Output = Result<Self>> + Send + use<> {
         let buffer = buffers.take(parts.iter().map(|part| (part.end - part.start) as usize).sum());
         let (path, file, home) = (path.to_owned(), path.to_owned(), buffers.clone());
         let filling = tokio::task::spawn_blocking(move || fill(&file, parts, buffer));
@@ -101,6 +126,25 @@ impl Fetched {
                 (from, bytes.slice(start - length..start))
             };
             Ok(Self { file_bytes, parts: lengths.into_iter().map(of_part).collect() })
+        }
+    }
+
+    fn read_remote(
+        store: Arc<dyn ObjectStore>,
+        path: ObjectPath,
+        file_bytes: u64,
+        parts: Vec<Range<u64>>,
+    ) -> impl Future<Output = Result<Self>> + Send + use<> {
+        let what = format!("cannot read data file '{path}'");
+        // It goes on while nobody waits for it yet, and ends with the one who does.
+        let reading = SpawnedTask::spawn(async move {
+            let bytes = store.get_ranges(&path, &parts).await?;
+            Ok(parts.into_iter().map(|part| part.start).zip(bytes).collect())
+        });
+        async move {
+            let read: object_store::Result<_> = reading.join().await.unwrap_or_else(|e| Err(e.into()));
+            let parts = read.map_err(|e| Error::unavailable(what).with_source(e))?;
+            Ok(Self { file_bytes, parts })
         }
     }
 

@@ -1,7 +1,6 @@
 //! One data file, read by row number.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, RecordBatch, new_null_array};
@@ -23,16 +22,17 @@ use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use parquet::file::page_index::offset_index::PageLocation;
 use parquet::file::serialized_reader::SerializedPageReader;
 
-use super::fetched::{Buffers, Fetched};
+use super::fetched::{Buffers, Fetched, Source};
 use super::page::{Gather, is_random_access};
 use super::ranges_of;
 use crate::error::{Error, Result};
+use crate::offline::warehouse::absolute;
 
 /// An open data file: its footer and page index, cached with the runtime; its rows are numbered from 0.
 #[derive(Debug)]
 pub(crate) struct RowFile {
     object: ObjectMeta,
-    path: PathBuf,
+    source: Source,
     arrow: ArrowReaderMetadata,
     /// First row of each row group, and behind them the number of rows.
     starts: Vec<u32>,
@@ -52,9 +52,12 @@ impl RowFile {
     /// # Errors
     /// `Unavailable` where the file cannot be read, `Corrupt` where it is not Parquet, `Unsupported` where it has more
     /// than 4 billion rows.
-    pub(crate) async fn open(runtime: &RuntimeEnv, object: ObjectMeta) -> Result<Self> {
-        let store = runtime.object_store(ObjectStoreUrl::local_filesystem())?;
-        let path = Path::new("/").join(object.location.as_ref());
+    pub(crate) async fn open(runtime: &RuntimeEnv, url: &ObjectStoreUrl, object: ObjectMeta) -> Result<Self> {
+        let store = runtime.object_store(url)?;
+        let source = match *url == ObjectStoreUrl::local_filesystem() {
+            true => Source::Local(absolute(&object.location)),
+            false => Source::Remote(Arc::clone(&store), object.location.clone()),
+        };
         let cache = runtime.cache_manager.get_file_metadata_cache();
         let metadata = DFParquetMetadata::new(store.as_ref(), &object)
             .with_file_metadata_cache(Some(cache))
@@ -70,7 +73,7 @@ impl RowFile {
         }
         let arrow = ArrowReaderMetadata::try_new(metadata, ArrowReaderOptions::new())
             .map_err(|e| Error::corrupt(format!("data file '{}'", object.location)).with_source(e))?;
-        Ok(Self { object, path, arrow, starts })
+        Ok(Self { object, source, arrow, starts })
     }
 
     fn metadata(&self) -> &ParquetMetaData {
@@ -195,7 +198,7 @@ impl RowFile {
                 }
             }
         }
-        Fetched::read(&self.path, self.object.size, wanted, buffers)
+        Fetched::read(&self.source, self.object.size, wanted, buffers)
     }
 
     fn pages_of(&self, group: usize, leaf: usize, ranges: &[Range<u32>], wanted: &mut Vec<Range<u64>>) {

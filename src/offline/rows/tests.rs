@@ -8,6 +8,7 @@ use datafusion::arrow::array::{
 };
 use datafusion::arrow::compute::{concat_batches, take};
 use datafusion::arrow::datatypes::{DataType, Int32Type};
+use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
@@ -106,12 +107,29 @@ async fn open(bytes: Vec<u8>) -> (RowFile, tempfile::NamedTempFile) {
     std::fs::write(file.path(), bytes).unwrap();
     let store = object_store::local::LocalFileSystem::new();
     let object = store.head(&Path::from_absolute_path(file.path()).unwrap()).await.unwrap();
-    (RowFile::open(&RuntimeEnv::default(), object).await.unwrap(), file)
+    (RowFile::open(&RuntimeEnv::default(), &ObjectStoreUrl::local_filesystem(), object).await.unwrap(), file)
+}
+
+/// The same file in a store that is read by ranges.
+async fn open_remote(bytes: Vec<u8>) -> RowFile {
+    let (store, path) = (object_store::memory::InMemory::new(), Path::from("file"));
+    store.put(&path, bytes.into()).await.unwrap();
+    let object = store.head(&path).await.unwrap();
+    let (runtime, url) = (RuntimeEnv::default(), ObjectStoreUrl::parse("s3://bucket").unwrap());
+    runtime.register_object_store(url.as_ref(), Arc::new(store));
+    RowFile::open(&runtime, &url, object).await.unwrap()
 }
 
 async fn check(shape: Shape, picks: Vec<prop::sample::Index>) {
     let batch = batch(shape.rows, shape.distinct, shape.nulls);
-    let (file, _on_disk) = open(file(&batch, &shape)).await;
+    let (local, _on_disk) = open(file(&batch, &shape)).await;
+    let remote = open_remote(file(&batch, &shape)).await;
+    for file in [local, remote] {
+        check_file(&file, &batch, &shape, &picks).await;
+    }
+}
+
+async fn check_file(file: &RowFile, batch: &RecordBatch, shape: &Shape, picks: &[prop::sample::Index]) {
     assert_eq!(file.rows() as usize, shape.rows);
     let mut rows: Vec<u32> = picks.iter().map(|pick| pick.index(shape.rows) as u32).collect();
     rows.sort_unstable();

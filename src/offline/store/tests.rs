@@ -1,6 +1,8 @@
 mod evolution;
 mod upkeep;
 
+use std::path::{Path, PathBuf};
+
 use datafusion::arrow::array::{Int64Array, RecordBatch};
 use datafusion::catalog::TableProvider;
 use datafusion::execution::context::SessionContext;

@@ -102,8 +102,7 @@ pub(super) struct OpenFile<K: Keys> {
 impl<K: Keys> OpenFile<K> {
     async fn open(context: &TaskContext, encoder: &K::Encoder, right: &Right, index: usize) -> Result<Self> {
         let runtime = context.runtime_env();
-        let object = right.files[index].file.object.clone();
-        let rows = RowFile::open(&runtime, object).await?;
+        let rows = right.files[index].file.open(&runtime).await?;
         let column = |column: &HistoryColumn| rows.column(column.id, &column.name);
         let keys: Option<Vec<usize>> = right.keys.iter().map(column).collect();
         let mut pages = Pages { rows: Vec::new(), min: Vec::new(), max: Vec::new() };

@@ -9,6 +9,8 @@ use proptest::test_runner::{Config, TestRunner};
 
 use super::*;
 use crate::offline::Extent;
+use crate::offline::durable::local_path;
+use crate::offline::warehouse::absolute;
 
 const DAY_US: i64 = 24 * 60 * 60 * 1_000_000;
 
@@ -172,7 +174,7 @@ async fn a_vacuum_keeps_what_the_online_store_has_not_applied() {
 #[tokio::test]
 async fn orphans_go_when_their_write_has_long_been_still() {
     let stage = Stage::new().await;
-    let directory = stage.store.directory(stage.table().await.metadata()).unwrap();
+    let directory = absolute(&stage.store.directory(stage.table().await.metadata()).unwrap());
     let write = |name: &str, at_us: i64| {
         let path = directory.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
