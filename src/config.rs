@@ -463,7 +463,12 @@ fn is_loopback(ip: IpAddr) -> bool {
 
 fn directories(text: &str) -> Result<Vec<PathBuf>, Why> {
     let named = text.split(',').map(str::trim).filter(|directory| !directory.is_empty());
-    named.map(offline::local_directory).collect()
+    let local = |directory: &str| match directory.split_once("://") {
+        None => path(directory),
+        Some(("file", rest)) => path(rest),
+        Some((scheme, _)) => Err(format!("{scheme}:// is not read: name a directory of this machine")),
+    };
+    named.map(local).collect()
 }
 
 fn log_format(text: &str) -> Result<LogFormat, Why> {
