@@ -104,7 +104,7 @@ impl Ingest {
         }
         let deletions = table.deletions_since(noted);
         if !deletions.is_empty() {
-            self.erase(group, table, &deletions, seen).await?;
+            Box::pin(self.erase(group, table, &deletions, seen)).await?;
         }
         self.online.set_applied_snapshot(group.id, current).await?;
         Ok(applied)
@@ -122,7 +122,7 @@ impl Ingest {
         let _one_at_a_time = lock.lock().await;
         let rows = IcebergTable::current(Arc::clone(&self.offline), table.clone());
         let applied = self.apply(group, &rows, seen).await?;
-        self.erase(group, table, &table.deletions_since(None), seen).await?;
+        Box::pin(self.erase(group, table, &table.deletions_since(None), seen)).await?;
         // What was noted before may be newer than this view; what was not noted is all there now.
         if let Some(current) = table.metadata().current_snapshot_id() {
             let applied = self.online.applied_snapshot(group.id).await?;

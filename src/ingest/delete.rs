@@ -41,7 +41,7 @@ impl Ingest {
         predicate: Option<&Expr>,
         state: &SessionState,
     ) -> Result<u64> {
-        self.checkpoint(Some(name)).await?;
+        Box::pin(self.checkpoint(Some(name))).await?;
         let table = self.existing(name).await?.1;
         let lock = self.rewrites.of(table.metadata().uuid());
         let _one_at_a_time = lock.lock().await;

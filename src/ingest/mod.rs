@@ -113,13 +113,15 @@ impl Ingest {
                 let rows = conformed(rows, conform, Arc::clone(table.schema()));
                 Ok(self.offline.append(table, rows, properties(key), self.memory()).await?.1)
             }
-            Object::FeatureGroup(group, table) => match self.append_logged(group, table, rows, key).await? {
-                Ok(count) => Ok(count),
-                Err(rows) => {
-                    let newest = newest.unwrap_or(table).snapshot_property(INGESTED_AT);
-                    self.append_to_group(group, table, rows, newest, key).await
+            Object::FeatureGroup(group, table) => {
+                match Box::pin(self.append_logged(group, table, rows, key)).await? {
+                    Ok(count) => Ok(count),
+                    Err(rows) => {
+                        let newest = newest.unwrap_or(table).snapshot_property(INGESTED_AT);
+                        self.append_to_group(group, table, rows, newest, key).await
+                    }
                 }
-            },
+            }
         }
     }
 

@@ -390,7 +390,7 @@ impl Ingest {
 
     async fn fold(&self, table: Uuid, name: &TableName) -> Result<()> {
         if let Some(table) = self.commit_logged(table, name).await? {
-            self.serve(table).await;
+            Box::pin(self.serve(table)).await;
         }
         Ok(())
     }
@@ -398,7 +398,8 @@ impl Ingest {
     async fn commit_logged(&self, table: Uuid, name: &TableName) -> Result<Option<OfflineTable>> {
         let lock = self.folds.of(table);
         let _one_at_a_time = lock.lock().await;
-        self.offline.fold(table, name).await
+        // Its future is large, and those that await it lie in others.
+        Box::pin(self.offline.fold(table, name)).await
     }
 }
 

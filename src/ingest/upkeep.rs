@@ -52,7 +52,7 @@ impl Ingest {
         extent: Extent,
         sorting: Arc<RuntimeEnv>,
     ) -> Result<Optimized> {
-        self.checkpoint(Some(name)).await?;
+        Box::pin(self.checkpoint(Some(name))).await?;
         let lock = self.rewrites.of(self.existing(name).await?.1.metadata().uuid());
         let _one_at_a_time = lock.lock().await;
         let (_, table) = self.existing(name).await?;
@@ -77,7 +77,7 @@ impl Ingest {
     /// `NotFound`; `Unsupported` for a table outside the warehouse; `Unavailable` where the online store does not say what
     /// it has applied; `Conflict` where the table changed too often meanwhile. Nothing is deleted then.
     pub(crate) async fn vacuum(&self, name: &TableName, cutoff_us: i64) -> Result<Vacuumed> {
-        self.checkpoint(Some(name)).await?;
+        Box::pin(self.checkpoint(Some(name))).await?;
         let (group, table) = self.existing(name).await?;
         let applied = match group.filter(|group| group.online) {
             Some(group) => self.online.applied_snapshot(group.id).await?,

@@ -93,7 +93,7 @@ impl Session {
         watch.run.is_job(Job { kind: JobKind::Ingest, target: name.clone() });
         let turn = watch.unqueued();
         let batches = watch.counting(batches);
-        let few = watch.until_cancelled(self.ingest_few(&name, &target, batches)).await;
+        let few = watch.until_cancelled(Box::pin(self.ingest_few(&name, &target, batches))).await;
         let batches = match few {
             Ok(Err(batches)) => batches,
             Ok(Ok(rows)) => return watch.changed(Ok(rows)),

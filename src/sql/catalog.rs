@@ -117,7 +117,7 @@ impl SessionCatalog {
         };
         let base = TableName::new(&name.schema, base);
         let of_snapshots = [SNAPSHOTS, FILES].contains(&suffix);
-        if of_snapshots && self.ingest.checkpoint(Some(&base)).await? {
+        if of_snapshots && Box::pin(self.ingest.checkpoint(Some(&base))).await? {
             self.refresh().await?;
         }
         let Some(object) = self.object_at(&base, versions).await? else { return Ok(None) };

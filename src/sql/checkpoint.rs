@@ -23,7 +23,7 @@ impl Session {
         {
             return Err(Error::not_found(format!("table '{name}' does not exist")));
         }
-        self.engine.ingest.checkpoint(name).await.map(|_| ())
+        Box::pin(self.engine.ingest.checkpoint(name)).await.map(|_| ())
     }
 }
 
@@ -33,7 +33,7 @@ impl Session {
     pub(super) async fn fold_versioned(&self, state: &SessionState, statement: &mut Statement) -> Result<()> {
         for name in time_travel::versioned(statement) {
             let name = table_name(&name, default_schema(state))?;
-            if self.engine.ingest.checkpoint(Some(&name)).await? {
+            if Box::pin(self.engine.ingest.checkpoint(Some(&name))).await? {
                 self.catalog.refresh().await?;
             }
         }
