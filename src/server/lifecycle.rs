@@ -49,7 +49,7 @@ impl Server {
         };
         let local_addr = listener.local_addr().map_err(|error| Error::unavailable(error.to_string()))?;
         require_writable(&settings.data_dir)?;
-        let engine = open_engine(&settings, Arc::clone(&clock)).await?;
+        let engine = Box::pin(open_engine(&settings, Arc::clone(&clock))).await?;
         let limits = DoorLimits {
             connections_max: settings.limits.connections_max,
             streams_per_connection_max: settings.limits.streams_per_connection_max,

@@ -185,7 +185,9 @@ impl Engine {
     /// Brings the online store up to the Iceberg snapshots that it has not applied; cheap where it has. Returns how
     /// many feature groups remain behind, because the store does not answer.
     pub(crate) async fn catch_up(&self) -> Result<usize> {
-        self.ingest.catch_up_all().await
+        // Plans run here, on the threads that have stacks for them.
+        let ingest = Arc::clone(&self.ingest);
+        self.compute.run(async move { ingest.catch_up_all().await }).await
     }
 
     /// Ends what runs, and takes nothing new.

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
-from pyiceberg.transforms import DayTransform, IdentityTransform
+from pyiceberg.transforms import IdentityTransform
 from pyiceberg.types import LongType, NestedField, StringType, TimestampType
 
 DATA = sys.argv[1]
@@ -20,10 +20,7 @@ EVENTS = Schema(
     NestedField(2, "at", TimestampType(), required=False),
     NestedField(3, "place", StringType(), required=False),
 )
-PARTITIONED = PartitionSpec(
-    PartitionField(source_id=2, field_id=1000, transform=DayTransform(), name="day"),
-    PartitionField(source_id=3, field_id=1001, transform=IdentityTransform(), name="place"),
-)
+PARTITIONED = PartitionSpec(PartitionField(source_id=3, field_id=1000, transform=IdentityTransform(), name="place"))
 
 
 def events(ids, place="place"):
