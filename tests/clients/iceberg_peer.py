@@ -39,7 +39,8 @@ def rows(name, snapshot=None):
 
 
 def snapshots(name):
-    return [[str(s.snapshot_id), s.summary.operation.value] for s in CATALOG.load_table(f"public.{name}").snapshots()]
+    kept = sorted(CATALOG.load_table(f"public.{name}").snapshots(), key=lambda s: s.sequence_number)
+    return [[str(s.snapshot_id), s.summary.operation.value] for s in kept]
 
 
 def write(name, *options):
