@@ -1,6 +1,8 @@
 """Catalogs and warehouses across a network: PostgreSQL and S3, and what pyiceberg makes of them."""
 
 import datetime as dt
+import os
+import subprocess
 import time
 
 import adbc_driver_manager as adbc
@@ -8,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from support import Postgres, rows, rows_by_pyiceberg, run
+from support import BINARY, Postgres, rows, rows_by_pyiceberg, run
 
 GROUP = """
     CREATE FEATURE GROUP g (id BIGINT, at TIMESTAMP, a DOUBLE, b DOUBLE, c DOUBLE, word VARCHAR DEFAULT 'none',
@@ -21,7 +23,7 @@ READS = [
     "SELECT count(*), count(DISTINCT id), min(at), max(at), max(a) FROM g",
     "SELECT id, at, word FROM g WHERE id IN (1, 500, 999) ORDER BY id, at",
     "SELECT id, a FROM g WHERE at >= TIMESTAMP '2026-01-14 06:00:00' ORDER BY id, at",
-    "SELECT l.id, l.n, g.at, g.a, g.word FROM (SELECT id % 1100 AS id, n, TIMESTAMP '2026-01-01' + n * INTERVAL '1 hour' AS at"
+    "SELECT l.id, l.n, g.at, g.a, g.word FROM (SELECT id % 1100 AS id, n, to_timestamp_micros(1767225600000000 + n * 3600000000) AS at"
     "  FROM (SELECT value AS id, value % 300 AS n FROM generate_series(1, 5000))) l"
     " ASOF JOIN g MATCH_CONDITION (l.at >= g.at) ON l.id = g.id ORDER BY l.id, l.n",
     "SELECT id, a, word, _status FROM LATEST(g, 1, 999, 5000)",
@@ -48,7 +50,7 @@ def events():
 def write(server):
     with server.connect() as connection, connection.cursor() as cursor:
         run(connection, GROUP)
-        cursor.adbc_ingest("g", events(), mode="append")
+        cursor.adbc_ingest("g", events().to_reader(max_chunksize=65_536), mode="append")
         for number in range(3):
             run(connection, f"INSERT INTO g VALUES ({number}, TIMESTAMP '2026-02-01', {number}, 2, 3, NULL)")
 
@@ -67,7 +69,8 @@ def test_servers_on_postgresql_share_what_pyiceberg_reads(own_server, postgres, 
     one, two = own_server(*shared), own_server(*shared)
     with one.connect() as first, two.connect() as second:
         run(first, "CREATE TABLE t (n BIGINT, s VARCHAR)", "INSERT INTO t VALUES (1, 'a')")
-        run(second, "INSERT INTO t VALUES (2, NULL)", "OPTIMIZE t")
+        run(second, "INSERT INTO t VALUES (2, NULL)")
+        assert rows(second, "OPTIMIZE t")
         run(first, "INSERT INTO t VALUES (3, 'c')")
         assert rows(second, "SELECT * FROM t ORDER BY n") == [(1, "a"), (2, None), (3, "c")]
     uri = postgres.url.replace("postgresql://", "postgresql+psycopg2://")
@@ -88,7 +91,7 @@ def test_a_warehouse_in_s3_answers_as_a_local_one(own_server, storage):
 
     with server.connect() as connection:
         (before,) = rows(connection, 'SELECT count(*) FROM "g$files"')[0]
-        run(connection, "OPTIMIZE g FULL")
+        rows(connection, "OPTIMIZE g FULL")
         (after,) = rows(connection, 'SELECT count(*) FROM "g$files"')[0]
         assert after < before
         assert reads(server) == expected
@@ -119,21 +122,22 @@ def columns_and_row(connection, sql):
         return [column[0] for column in cursor.description], cursor.fetchone()
 
 
-def test_storage_that_cannot_be_used_is_named(own_server, storage):
+def test_storage_that_cannot_be_used_is_named(storage, tmp_path):
     place = ["--warehouse", f"s3://{storage.bucket}/p", "--s3-endpoint", storage.url]
     wrong = storage.credentials | {"AWS_SECRET_ACCESS_KEY": "hunter2"}
+    serve = [BINARY, "serve", "--data-dir", tmp_path, "--listen", "127.0.0.1:0", "--http-listen", "off"]
     for arguments, environment, words in [
         (place, wrong, "access is denied"),
         (["--warehouse", "s3://nowhere", *place[2:]], storage.credentials, "the bucket does not exist"),
         ([*place[:2], "--s3-endpoint", "http://127.0.0.1:9"], storage.credentials, "does not answer"),
     ]:
-        begin = time.monotonic()
-        with pytest.raises(RuntimeError, match=words) as refused:
-            own_server(*arguments, environment=environment)
-        assert time.monotonic() - begin < 30
-        assert "cannot use the warehouse at 's3://" in str(refused.value)
-        assert "hunter2" not in str(refused.value)
-        assert storage.credentials["AWS_SECRET_ACCESS_KEY"] not in str(refused.value)
+        done = subprocess.run(
+            [*serve, *arguments], env=os.environ | environment, capture_output=True, timeout=120, check=False
+        )
+        said = done.stderr.decode()
+        assert done.returncode == 1, said
+        assert "cannot use the warehouse at 's3://" in said and words in said
+        assert "hunter2" not in said and storage.credentials["AWS_SECRET_ACCESS_KEY"] not in said
 
 
 def test_storage_that_is_gone_fails_what_needs_it(own_server, storage):

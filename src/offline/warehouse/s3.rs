@@ -59,14 +59,17 @@ impl S3Location {
             Ok(_) => return Ok(()),
             Err(error) => error,
         };
-        let why = match &error {
-            object_store::Error::NotFound { .. } => "the bucket does not exist",
-            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
-                "access is denied: see AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what they may"
-            }
-            _ => {
-                "it does not answer as it should: see the endpoint (s3_endpoint or AWS_ENDPOINT_URL) and the region"
-            }
+        // Of a request that lists, the client tells the status in words only.
+        let told = error.to_string();
+        let is = |statuses: &[&str]| {
+            statuses.iter().any(|status| told.contains(&format!("status code: {status}")))
+        };
+        let why = if is(&["404"]) {
+            "the bucket does not exist"
+        } else if is(&["401", "403"]) {
+            "access is denied: see AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what they may"
+        } else {
+            "it does not answer as it should: see the endpoint (s3_endpoint or AWS_ENDPOINT_URL) and the region"
         };
         Err(self.unusable(why).with_source(error))
     }
