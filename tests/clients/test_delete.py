@@ -34,7 +34,7 @@ def test_pyiceberg_reads_what_is_left(server, connection):
     run(connection, GROUP.format("g"))
     for first in (0, 10):
         values = ", ".join(f"({n}, TIMESTAMP '2026-01-01', {n})" for n in range(first, first + 10))
-        run(connection, f"INSERT INTO g VALUES {values}")
+        run(connection, f"INSERT INTO g VALUES {values}", "CHECKPOINT g")
     assert changed(connection, "DELETE FROM g WHERE v >= 5 AND id <> 7") == 14
     left = [*range(5), 7]
     assert rows(connection, "SELECT id FROM g ORDER BY id") == [(n,) for n in left]
@@ -64,4 +64,5 @@ def test_copy_counts_rows(own_server, tmp_path):
         assert rows(connection, "SELECT id, count(*), count(v) FROM g GROUP BY id ORDER BY id") == [(1, 2, 1), (2, 2, 1)]
         jobs = rows(connection, "SELECT kind, target, state, rows FROM system.jobs")
         assert jobs == [("copy", "public.g", "done", 2)] * 2
+        run(connection, "CHECKPOINT g")
     assert ids(iceberg(server, "g")) == [1, 1, 2, 2]
