@@ -156,7 +156,7 @@ impl Session {
         };
         let ingest = &self.engine.ingest;
         // What was logged before the change is in a snapshot of before it.
-        Box::pin(ingest.checkpoint(Some(name))).await?;
+        self.engine.checkpoint(Some(name)).await?;
         if ingest.must_replay(&group, &group.changed(changes)?) {
             // Before the commit, so that a server that starts again after a crash knows that something is missing.
             ingest.forget_applied(group.id).await?;

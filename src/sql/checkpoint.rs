@@ -23,7 +23,7 @@ impl Session {
         {
             return Err(Error::not_found(format!("table '{name}' does not exist")));
         }
-        Box::pin(self.engine.ingest.checkpoint(name)).await.map(|_| ())
+        self.engine.checkpoint(name).await.map(|_| ())
     }
 }
 
@@ -33,7 +33,7 @@ impl Session {
     pub(super) async fn fold_versioned(&self, state: &SessionState, statement: &mut Statement) -> Result<()> {
         for name in time_travel::versioned(statement) {
             let name = table_name(&name, default_schema(state))?;
-            if Box::pin(self.engine.ingest.checkpoint(Some(&name))).await? {
+            if self.engine.checkpoint(Some(&name)).await? {
                 self.catalog.refresh().await?;
             }
         }
@@ -42,6 +42,12 @@ impl Session {
 }
 
 impl Engine {
+    /// See [`crate::ingest::Ingest::checkpoint`]. It runs plans, to catch up, and so on the threads that have stacks for them.
+    pub(super) async fn checkpoint(&self, name: Option<&TableName>) -> Result<bool> {
+        let (ingest, name) = (Arc::clone(&self.ingest), name.cloned());
+        self.compute.run(async move { ingest.checkpoint(name.as_ref()).await }).await
+    }
+
     /// Waits until logged rows should be folded before their time.
     pub(crate) async fn fold_wanted(&self) {
         self.ingest.fold_wanted().await;

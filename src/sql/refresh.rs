@@ -26,7 +26,7 @@ impl Session {
         applied: &(dyn Fn(&RecordBatch) + Sync),
     ) -> Result<u64> {
         let name = &refresh.name;
-        Box::pin(self.engine.ingest.checkpoint(Some(name))).await?;
+        self.engine.checkpoint(Some(name)).await?;
         match self.engine.registry.object(name).await? {
             Some(Object::FeatureGroup(group, table)) if group.online => match refresh.full {
                 true => self.engine.ingest.rebuild(&group, &table, applied).await,

@@ -195,7 +195,7 @@ impl Engine {
     /// # Errors
     /// `Conflict` where something holds an older snapshot; others are gone then.
     async fn purge(&self, table: &TableName) -> Result<crate::offline::Vacuumed> {
-        Box::pin(self.ingest.checkpoint(Some(table))).await?;
+        self.checkpoint(Some(table)).await?;
         let before = self.offline.load(table).await?;
         let deletions = before.map(|before| before.deletions_since(None)).unwrap_or_default();
         let purged = self.vacuum(table, Duration::ZERO).await?;
