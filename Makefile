@@ -41,7 +41,7 @@ format-check:
 # beside `cargo test` would compile every dependency twice.
 test-rust: export RUSTC_WORKSPACE_WRAPPER := clippy-driver
 test-rust: export CLIPPY_ARGS := -Dwarnings__CLIPPY_HACKERY__
-test-rust: redis postgres ## clippy, unit and integration tests; leaves the binary
+test-rust: redis postgres $(VENV)-iceberg/.ready ## clippy, unit and integration tests; leaves the binary
 	cargo test --locked --all-targets
 
 test-clients: redis postgres openssl torch $(VENV)/.ready $(VENV)-iceberg/.ready | test-rust ## the stock drivers against the built binary

@@ -330,14 +330,8 @@ impl Settings {
             tls_key: args.tls_key,
             tls_client_ca: args.tls_client_ca,
         };
-        let endpoint = get("s3_endpoint", args.s3_endpoint, "", offline::endpoint)?;
-        let region = get("s3_region", args.s3_region, "", offline::region)?;
-        let warehouse = match args.warehouse {
-            Some(given) => get("warehouse", Some(given), "", |text| {
-                offline::warehouse(text, endpoint.clone(), region.clone())
-            })?,
-            None => WarehouseSetting::Local(data_dir.join("warehouse")),
-        };
+        let warehouse = warehouse(args.warehouse, args.s3_endpoint, args.s3_region)?
+            .unwrap_or_else(|| WarehouseSetting::Local(data_dir.join("warehouse")));
         let catalog = match args.catalog {
             Some(given) => get("catalog", Some(given), "", offline::catalog)?,
             None => CatalogSetting::Sqlite(data_dir.join("catalog.db")),
@@ -387,6 +381,18 @@ impl Settings {
             },
         })
     }
+}
+
+/// The warehouse as it is given; how to reach S3 is checked in any case.
+fn warehouse(
+    given: Option<Given>,
+    endpoint: Option<Given>,
+    region: Option<Given>,
+) -> Result<Option<WarehouseSetting>> {
+    let endpoint = get("s3_endpoint", endpoint, "", offline::endpoint)?;
+    let region = get("s3_region", region, "", offline::region)?;
+    let parse = |text: &str| offline::warehouse(text, endpoint.clone(), region.clone());
+    given.map(|given| get("warehouse", Some(given), "", parse)).transpose()
 }
 
 fn read_file(path: &Path) -> Result<ServeArgs> {

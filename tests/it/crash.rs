@@ -13,6 +13,8 @@ use crate::catalog::postgres_server::PostgresServer;
 use crate::flight::{ingest, numbers, query, update};
 use crate::online::redis_server::RedisServer;
 use crate::support::START_US;
+use crate::support::faulty::FaultyNetwork;
+use crate::support::object_storage::{BUCKET, ObjectStorage};
 use crate::support::process::{Process, connect_to};
 
 const WRITERS: i64 = 4;
@@ -80,11 +82,19 @@ async fn write_on(
 }
 
 /// Kills one of the processes, at a random moment of the writes that follow up to `writes_between_max` acknowledged
-/// ones, and starts it again, `kills` times; writes go on until `writes_min` are acknowledged. Then all are there.
-async fn survive(mut processes: Vec<Process>, kills: u64, writes_between_max: u64, writes_min: u64) {
+/// ones, and starts it again, `kills` times; writes go on until `writes_min` are acknowledged. All the while the
+/// networks fail. Then all that was acknowledged is there.
+async fn survive(
+    mut processes: Vec<Process>,
+    networks: &[FaultyNetwork],
+    kills: u64,
+    writes_between_max: u64,
+    writes_min: u64,
+) {
     let group =
         "CREATE FEATURE GROUP g (id BIGINT, at TIMESTAMP, v BIGINT, ENTITY KEY (id), EVENT TIME (at))";
     update(&mut processes[0].connect().await, group).await;
+    networks.iter().for_each(|network| network.set_fair(false));
     let urls =
         |processes: &[Process]| Some(processes.iter().map(|process| process.url().to_owned()).collect());
     let (servers, follows) = watch::channel::<Servers>(urls(&processes));
@@ -111,6 +121,7 @@ async fn survive(mut processes: Vec<Process>, kills: u64, writes_between_max: u6
     for _ in writes..writes_min.max(writes + WRITERS as u64) {
         acknowledged.recv().await.unwrap();
     }
+    networks.iter().for_each(|network| network.set_fair(true));
     servers.send_replace(None);
     let mut expected = Vec::new();
     for (writer, writes) in (0..).zip(writers) {
@@ -134,7 +145,7 @@ async fn survive(mut processes: Vec<Process>, kills: u64, writes_between_max: u6
 
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_rows_outlive_kills_and_are_there_once() {
-    survive(vec![Process::start(&[])], 5, 12, 0).await;
+    survive(vec![Process::start(&[])], &[], 5, 12, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,5 +154,37 @@ async fn two_servers_on_one_postgresql_lose_and_double_nothing() {
         (PostgresServer::start(), RedisServer::start(&[]), tempfile::tempdir().unwrap());
     let warehouse = files.path().display().to_string();
     let shared = ["--catalog", &postgres.url(), "--warehouse", &warehouse, "--online", &redis.url()];
-    survive(vec![Process::start(&shared), Process::start(&shared)], 12, 25, 250).await;
+    survive(vec![Process::start(&shared), Process::start(&shared)], &[], 12, 25, 250).await;
+}
+
+/// The catalog, the warehouse and the online store are each behind a network that refuses, cuts and delays.
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_at_every_store_lose_and_double_nothing() {
+    let (postgres, redis, storage) =
+        (PostgresServer::start(), RedisServer::start(&[]), ObjectStorage::start());
+    let seed = u64::from(std::process::id());
+    let catalog = FaultyNetwork::before(postgres.port(), 64 << 10, seed).await;
+    let online = FaultyNetwork::before(redis.port(), 64 << 10, seed + 1).await;
+    let warehouse = FaultyNetwork::before(storage.port(), 64 << 10, seed + 2).await;
+    let of_port = |url: String, port: u16, network: &FaultyNetwork| {
+        url.replace(&format!(":{port}"), &format!(":{}", network.port()))
+    };
+    let shared = [
+        "--catalog",
+        &of_port(postgres.url(), postgres.port(), &catalog),
+        "--online",
+        &of_port(redis.url(), redis.port(), &online),
+        "--warehouse",
+        &format!("s3://{BUCKET}/prefix"),
+        "--s3-endpoint",
+        &format!("http://127.0.0.1:{}", warehouse.port()),
+        "--fold-interval",
+        "200ms",
+    ];
+    let start = || Process::start_in(&storage.credentials, &shared);
+    let networks = [catalog, online, warehouse];
+    survive(vec![start(), start()], &networks, 4, 25, 120).await;
+    for network in networks {
+        assert!(network.cuts() > 0, "it was no test of this store");
+    }
 }

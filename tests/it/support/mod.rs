@@ -1,6 +1,8 @@
 //! Starts the parts that tests run against, on data directories and ports of their own.
 
+pub(crate) mod faulty;
 pub(crate) mod http;
+pub(crate) mod object_storage;
 pub(crate) mod process;
 
 use std::path::Path;

@@ -15,8 +15,13 @@ pub(crate) struct Process {
     child: Child,
     url: String,
     http: SocketAddr,
-    settings: Vec<String>,
+    settings: Settings,
     data: TempDir,
+}
+
+struct Settings {
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 impl Drop for Process {
@@ -34,11 +39,18 @@ pub(crate) async fn connect_to(
     Ok(FlightSqlServiceClient::new(Endpoint::from_shared(url.to_owned())?.connect().await?))
 }
 
-/// Starts a server on a data directory; returns where it listens for Flight SQL and for HTTP.
-fn serve(settings: &[String], data: &Path) -> (Child, String, SocketAddr) {
+/// How often a server that cannot reach its stores is started.
+const STARTS_MAX: usize = 100;
+
+/// Starts a server until it runs, as an orchestrator does; returns where it listens for Flight SQL and for HTTP.
+fn serve(settings: &Settings, data: &Path) -> (Child, String, SocketAddr) {
+    (0..STARTS_MAX).find_map(|_| try_serve(settings, data)).expect("the server starts")
+}
+
+fn try_serve(settings: &Settings, data: &Path) -> Option<(Child, String, SocketAddr)> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fletching"));
     command.args(["serve", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--log-level", "warn"]);
-    command.args(settings).arg("--data-dir").arg(data);
+    command.args(&settings.arguments).arg("--data-dir").arg(data).envs(settings.environment.iter().cloned());
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let (mut url, mut http) = (None, None);
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
@@ -50,14 +62,24 @@ fn serve(settings: &[String], data: &Path) -> (Child, String, SocketAddr) {
             break;
         }
     }
-    (child, url.unwrap(), http.unwrap())
+    let Some(http) = http else {
+        child.wait().unwrap();
+        return None;
+    };
+    Some((child, url.unwrap(), http))
 }
 
 impl Process {
     /// `fletching serve` with these settings beside its own.
     pub(crate) fn start(settings: &[&str]) -> Self {
+        Self::start_in(&[], settings)
+    }
+
+    /// The same with these environment variables.
+    pub(crate) fn start_in(environment: &[(String, String)], settings: &[&str]) -> Self {
         let data = tempfile::tempdir().unwrap();
-        let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        let arguments = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        let settings = Settings { arguments, environment: environment.to_vec() };
         let (child, url, http) = serve(&settings, data.path());
         Self { child, url, http, settings, data }
     }

@@ -98,10 +98,13 @@ impl PostgresServer {
         run(&format!("kill -{name} {}", self.child.id()));
     }
 
-    /// The server, and its processes for connections, which are its children.
+    /// The server, and its processes for connections, which are its children and may end meanwhile.
     fn signal_all(&self, name: &str) {
         let id = self.child.id();
-        run(&format!("kill -{name} {id} $(cat /proc/{id}/task/*/children)"));
+        self.signal(name);
+        run(&format!(
+            "for child in $(cat /proc/{id}/task/*/children); do kill -{name} $child 2>/dev/null || :; done"
+        ));
     }
 }
 
