@@ -161,9 +161,11 @@ serve_args! {
     s3_endpoint "FLETCHING_S3_ENDPOINT" "URL";
     /// Region of the bucket [default: AWS_REGION, or us-east-1]
     s3_region "FLETCHING_S3_REGION" "REGION";
-    /// Iceberg catalog: sqlite:<path>, or postgresql://[user:password@]host[:port]/database
-    /// [default: sqlite:<data-dir>/catalog.db]
+    /// Iceberg catalog: sqlite:<path>, postgresql://[user:password@]host[:port]/database, or the URL of a REST catalog,
+    /// http[s]://host[:port][/path][?warehouse=name] [default: sqlite:<data-dir>/catalog.db]
     catalog "FLETCHING_CATALOG" "CATALOG";
+    /// File with the token for a REST catalog, read anew for every request
+    catalog_token_file "FLETCHING_CATALOG_TOKEN_FILE" "FILE";
     /// Directories of this machine from which COPY may read files: DIR,… [default: none]
     copy_from "FLETCHING_COPY_FROM" "DIRS";
     /// Memory that queries may use: 2GB, 512MiB, 70% of the machine, or unlimited [default: 70%]
@@ -332,10 +334,8 @@ impl Settings {
         };
         let warehouse = warehouse(args.warehouse, args.s3_endpoint, args.s3_region)?
             .unwrap_or_else(|| WarehouseSetting::Local(data_dir.join("warehouse")));
-        let catalog = match args.catalog {
-            Some(given) => get("catalog", Some(given), "", offline::catalog)?,
-            None => CatalogSetting::Sqlite(data_dir.join("catalog.db")),
-        };
+        let catalog = catalog(args.catalog, args.catalog_token_file)?
+            .unwrap_or_else(|| CatalogSetting::Sqlite(data_dir.join("catalog.db")));
         Ok(Self {
             data_dir,
             listen,
@@ -381,6 +381,14 @@ impl Settings {
             },
         })
     }
+}
+
+/// The catalog as it is given.
+fn catalog(given: Option<Given>, token_file: Option<Given>) -> Result<Option<CatalogSetting>> {
+    let token_file = token_file.map(|file| get("catalog_token_file", Some(file), "", path)).transpose()?;
+    given
+        .map(|given| get("catalog", Some(given), "", |text| offline::catalog(text, token_file.clone())))
+        .transpose()
 }
 
 /// The warehouse as it is given; how to reach S3 is checked in any case.

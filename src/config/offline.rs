@@ -19,13 +19,20 @@ pub enum CatalogSetting {
     Sqlite(PathBuf),
     /// A PostgreSQL database; the URL may hold a password, which is never shown.
     Postgres(Url),
+    /// A server that speaks Iceberg's REST protocol.
+    Rest {
+        /// Where it is, before `/v1`; `?warehouse=…` is passed on to it.
+        url: Url,
+        /// The file with the token that it asks for.
+        token_file: Option<PathBuf>,
+    },
 }
 
 impl fmt::Display for CatalogSetting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
-            Self::Postgres(url) => write!(f, "{}", without_password(url)),
+            Self::Postgres(url) | Self::Rest { url, .. } => write!(f, "{}", without_password(url)),
         }
     }
 }
@@ -112,14 +119,31 @@ pub(super) fn region(text: &str) -> Result<Option<String>, Why> {
 }
 
 /// Never repeats a URL: it may hold a password.
-pub(super) fn catalog(text: &str) -> Result<CatalogSetting, Why> {
+pub(super) fn catalog(text: &str, token_file: Option<PathBuf>) -> Result<CatalogSetting, Why> {
     match text.split_once(':') {
+        Some(("http" | "https", _)) => rest(text).map(|url| CatalogSetting::Rest { url, token_file }),
         Some(("sqlite", file)) => Ok(CatalogSetting::Sqlite(path(file.trim_start_matches("//"))?)),
         Some(("postgresql" | "postgres", _)) => postgres(text).map(CatalogSetting::Postgres),
         _ => {
-            Err("not a catalog of this version, which are sqlite:<path> and postgresql://host/database"
+            Err("no catalog: name sqlite:<path>, postgresql://host/database, or the http(s):// URL of a REST catalog"
                 .into())
         }
+    }
+}
+
+fn rest(text: &str) -> Result<Url, Why> {
+    let url = Url::parse(text).ok().filter(Url::has_host);
+    let url = url.ok_or("no URL such as https://catalog.internal:8181/iceberg?warehouse=features")?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(
+            "credentials do not belong here, but a token into the file of --catalog-token-file".into()
+        );
+    }
+    match url.query_pairs().find(|(key, _)| key != "warehouse") {
+        Some((key, _)) => {
+            Err(format!("'{key}' is no option of a REST catalog's URL here; there is warehouse"))
+        }
+        None => Ok(url),
     }
 }
 

@@ -52,7 +52,7 @@ impl OfflineStore {
         let refused = match self.settled(&spec.name, insert, |now| is_built(&built, now)).await {
             Ok(true) => return Ok(built.rows),
             Ok(false) => Error::already_exists(format!("table '{}' exists already", spec.name)),
-            Err(error) if error.kind() == ErrorKind::Invalid => error,
+            Err(error) if is_refusal(&error) => error,
             Err(error) => return Err(error),
         };
         self.discard(&built).await;
@@ -71,13 +71,20 @@ impl OfflineStore {
         memory: &Arc<dyn MemoryPool>,
     ) -> Result<u64> {
         let built = self.build(spec, Some(rows), memory).await?;
-        let swap = || self.catalog.swap(&spec.name, &old.location, &built.location);
-        if self.settled(&spec.name, swap, |now| is_built(&built, now)).await? {
-            self.delete_files(&old.metadata).await;
-            return Ok(built.rows);
-        }
+        let replace = || self.catalog.replace(old, &built.location);
+        let refused = match self.settled(&spec.name, replace, |now| is_built(&built, now)).await {
+            Ok(true) => {
+                self.delete_files(&old.metadata).await;
+                return Ok(built.rows);
+            }
+            Ok(false) => {
+                Error::conflict(format!("table '{}' changed while it was replaced: try again", spec.name))
+            }
+            Err(error) if is_refusal(&error) => error,
+            Err(error) => return Err(error),
+        };
         self.discard(&built).await;
-        Err(Error::conflict(format!("table '{}' changed while it was replaced: try again", spec.name)))
+        Err(refused)
     }
 
     /// Appends rows to `table`, at whatever metadata it has by then, and returns it with them, and how many they are.
@@ -174,12 +181,22 @@ impl OfflineStore {
         new_files: &[DataFile],
         is_in: impl Fn(&TableMetadata) -> bool,
     ) -> Result<Option<OfflineTable>> {
-        let name = &current.name;
-        let (location, next) = self.write_metadata(next, next_location(current)?, new_files).await?;
-        let swap = || self.catalog.swap(name, &current.location, &location);
-        match self.settled(name, swap, |now| now.is_some_and(|now| is_in(&now.metadata))).await? {
-            true => OfflineTable::new(name.clone(), &location, next).map(Some),
-            false => Ok(None),
+        let (name, location) = (&current.name, next_location(current)?);
+        let (location, next) = match self.catalog.writes_metadata() {
+            true => {
+                let location = location.to_string();
+                self.warehouse.make_durable(&location, false, new_files).await?;
+                (location, Arc::new(next))
+            }
+            false => self.write_metadata(next, location, new_files).await?,
+        };
+        let swap = || self.catalog.swap(current, &next, &location);
+        if !self.settled(name, swap, |now| now.is_some_and(|now| is_in(&now.metadata))).await? {
+            return Ok(None);
+        }
+        match self.catalog.writes_metadata() {
+            true => self.current(current).await.map(Some),
+            false => OfflineTable::new(name.clone(), &location, next).map(Some),
         }
     }
 
@@ -209,7 +226,7 @@ impl OfflineStore {
     ///
     /// # Errors
     /// `Unavailable` where the catalog keeps failing: the change may have taken effect or not, or may still do so.
-    /// `Invalid` where the catalog takes no such change, and then it has not.
+    /// `Invalid` or `Unsupported` where the catalog takes no such change, and then it has not.
     async fn settled<F: Future<Output = Result<bool>>>(
         &self,
         name: &TableName,
@@ -239,7 +256,7 @@ impl OfflineStore {
                     Ok(now) => return Ok(is_done(now.as_ref())),
                     Err(error) => error,
                 },
-                Err(error) if error.kind() == ErrorKind::Invalid => return Err(error),
+                Err(error) if is_refusal(&error) => return Err(error),
                 Err(error) => match self.load(name).await {
                     Ok(now) if is_done(now.as_ref()) => return Ok(true),
                     _ => error,
@@ -254,6 +271,11 @@ impl OfflineStore {
             tokio::time::sleep(CATALOG_PAUSE * 2_u32.pow(attempt - 1)).await;
         }
     }
+}
+
+/// Whether the catalog says that it takes no such change.
+fn is_refusal(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Unsupported)
 }
 
 fn unsettled(name: &TableName, error: Error) -> Error {

@@ -218,7 +218,7 @@ impl OfflineStore {
             .await
             .map_err(|e| Error::unavailable("cannot write table metadata to the warehouse").with_source(e))?;
         let (location, metadata) = (location.to_string(), Arc::new(metadata));
-        self.warehouse.make_durable(&location, new_files).await?;
+        self.warehouse.make_durable(&location, true, new_files).await?;
         self.metadata.insert(location.clone(), Arc::clone(&metadata));
         Ok((location, metadata))
     }

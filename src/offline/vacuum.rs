@@ -17,7 +17,7 @@ use object_store::path::Path;
 
 use super::commit::COMMIT_ATTEMPTS_MAX;
 use super::files::manifest_list;
-use super::store::{OfflineStore, next_location, updated_at};
+use super::store::{OfflineStore, updated_at};
 use super::table::OfflineTable;
 use super::warehouse::Warehouse;
 use crate::error::{Error, Result};
@@ -115,11 +115,9 @@ impl OfflineStore {
             })?;
         let now_ms = self.clock.now_us().div_euclid(1000).max(table.metadata.last_updated_ms());
         let metadata = updated_at(&built.metadata, now_ms)?;
-        let (location, metadata) = self.write_metadata(metadata, next_location(table)?, &[]).await?;
-        match self.catalog.swap(&table.name, &table.location, &location).await? {
-            true => OfflineTable::new(table.name.clone(), &location, metadata).map(Some),
-            false => Ok(None),
-        }
+        let are_gone =
+            |now: &TableMetadata| expired.iter().all(|snapshot| now.snapshot_by_id(*snapshot).is_none());
+        self.swap(table, metadata, &[], are_gone).await
     }
 
     /// The files that these snapshots of a table name.

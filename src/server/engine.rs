@@ -19,6 +19,7 @@ pub async fn open_engine(settings: &Settings, clock: Arc<dyn Clock>) -> Result<A
     let catalog = match &settings.catalog {
         CatalogSetting::Sqlite(path) => CatalogLocation::Sqlite(path.clone()),
         CatalogSetting::Postgres(url) => CatalogLocation::Postgres(url.clone()),
+        CatalogSetting::Rest { url, token_file } => CatalogLocation::Rest(url.clone(), token_file.clone()),
     };
     let warehouse = match settings.warehouse.clone() {
         WarehouseSetting::Local(path) => WarehouseLocation::Local(path),

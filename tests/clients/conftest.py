@@ -1,6 +1,6 @@
 import pytest
 
-from support import Jdbc, ObjectStorage, Postgres, Redis, Server
+from support import Jdbc, ObjectStorage, Postgres, Redis, RestCatalog, Server
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,13 @@ def postgres():
     postgres = Postgres()
     yield postgres
     postgres.close()
+
+
+@pytest.fixture(scope="module")
+def rest_catalog(tmp_path_factory, postgres):
+    catalog = RestCatalog(tmp_path_factory.mktemp("rest"), postgres)
+    yield catalog
+    catalog.close()
 
 
 @pytest.fixture

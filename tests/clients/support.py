@@ -48,9 +48,11 @@ def until(condition, seconds_max=10):
 class Server:
     """`fletching serve` on a data directory; it can be killed and started again."""
 
-    def __init__(self, data, *arguments, environment=None):
+    def __init__(self, data, *arguments, environment=None, within=()):
         self.data = Path(data)
         self.environment = environment or {}
+        # what starts it, if it is not us
+        self.within = within
         self.arguments = [str(argument) for argument in arguments]
         self.log = self.data.with_name(self.data.name + ".log")
         self.process = None
@@ -58,7 +60,7 @@ class Server:
 
     def start(self):
         self.port, self.http_port = free_port(), free_port()
-        command = [BINARY, "serve", "--data-dir", self.data, "--listen", f"127.0.0.1:{self.port}", *self.arguments]
+        command = [*self.within, BINARY, "serve", "--data-dir", self.data, "--listen", f"127.0.0.1:{self.port}", *self.arguments]
         # in the environment, as binaries that benchmarks compare may be of a time before there was such a port
         environment = os.environ | {"FLETCHING_HTTP_LISTEN": f"127.0.0.1:{self.http_port}"} | self.environment
         with self.log.open("a") as log:
@@ -110,6 +112,42 @@ class Server:
         if done.returncode != 0:
             raise RuntimeError(done.stderr.decode())
         return done.stdout.decode()
+
+
+class SmallDisk:
+    """A file system of our own at `folder`, in memory, for who is started `within` it."""
+
+    def __init__(self, folder, mebibytes):
+        self.folder, self.size = Path(folder), mebibytes
+        self.folder.mkdir()
+        is_root = os.geteuid() == 0
+        apart = ["unshare", "--mount"] if is_root else ["unshare", "--user", "--map-root-user", "--mount"]
+        mounted = f"mount -t tmpfs -o size={mebibytes}m none '{self.folder}' && echo mounted && exec sleep infinity"
+        self.holder = subprocess.Popen([*apart, "sh", "-c", mounted], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        if self.holder.stdout.readline() != b"mounted\n":
+            raise PermissionError(self.holder.stderr.read().decode())
+        into = ["--mount"] if is_root else ["--user", "--preserve-credentials", "--mount"]
+        self.within = ["nsenter", "--target", str(self.holder.pid), *into]
+
+    def _run(self, *command):
+        done = subprocess.run([*self.within, *command], capture_output=True, timeout=60, check=False)
+        return done.returncode, done.stderr.decode()
+
+    def fill(self):
+        """Until not a byte is free."""
+        code, said = self._run("dd", "if=/dev/zero", f"of={self.folder}/ballast", "bs=4k")
+        assert code != 0 and "No space left" in said, said
+
+    def free(self):
+        assert self._run("rm", f"{self.folder}/ballast") == (0, "")
+
+    def set_read_only(self, is_read_only):
+        option = "ro" if is_read_only else "rw"
+        assert self._run("mount", "-o", f"remount,{option}", str(self.folder)) == (0, "")
+
+    def close(self):
+        self.holder.kill()
+        self.holder.wait()
 
 
 class Redis:
@@ -166,6 +204,40 @@ class Postgres:
         self.process.send_signal(signal.SIGQUIT)
         self.process.wait()
         self.directory.cleanup()
+
+
+class RestCatalog:
+    """Iceberg's own REST catalog over PostgreSQL, by Maven and its local repository; rest/pom.xml says what of it."""
+
+    def __init__(self, folder, postgres):
+        self.folder, self.postgres, pom = folder, postgres, ROOT / "tests/clients/rest/pom.xml"
+        plugin = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:build-classpath"
+        written = folder / "classpath"
+        command = ["mvn", "-q", "-B", "-f", pom, plugin, f"-Dmdep.outputFile={written}"]
+        subprocess.run(command, check=True, timeout=600, stdin=subprocess.DEVNULL)
+        self.classpath, self.port = written.read_text().strip(), free_port()
+        self.start()
+
+    def start(self):
+        settings = {
+            "CATALOG_REST_PORT": str(self.port),
+            "CATALOG_URI": f"jdbc:postgresql://127.0.0.1:{self.postgres.port}/postgres",
+            "CATALOG_JDBC_USER": "fletching",
+            "CATALOG_JDBC_PASSWORD": self.postgres.PASSWORD,
+            "CATALOG_WAREHOUSE": str(self.folder / "theirs"),
+        }
+        command = ["java", "-cp", self.classpath, "org.apache.iceberg.rest.RESTCatalogServer"]
+        silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, env=os.environ | settings, **silent)
+        wait_for_port(self.port, self.process)
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
 
 
 class ObjectStorage:

@@ -1,44 +1,24 @@
-//! Which Iceberg tables exist and where their current metadata is: the SQL catalog schema that
-//! pyiceberg, Java and iceberg-rust share, in SQLite or PostgreSQL.
+//! Which Iceberg tables exist and where their current metadata is: in a SQL database, or at a server that speaks Iceberg's
+//! REST protocol.
 //!
-//! A commit is one compare-and-swap on `metadata_location`. `iceberg-catalog-sql` is not used,
-//! because it reports a failed COMMIT as success and offers no swap of our own.
+//! A commit is one compare-and-swap. In a database it is ours: of one metadata file that we wrote for the next. A REST
+//! server is sent the changes and what they depend on, and writes the metadata itself.
 
 mod database;
+mod rest;
+mod sql;
 
 use std::path::PathBuf;
 
+use iceberg::spec::TableMetadata;
 use url::Url;
 
+use super::table::OfflineTable;
 use crate::error::{Error, Result};
 use crate::model::TableName;
 use database::Database;
-
-/// Value of `catalog_name` in the shared tables: the name other engines open the catalog under.
-pub(crate) const CATALOG_NAME: &str = "fletching";
-
-/// The tables, and the column that those of pyiceberg and of old versions of Java lack.
-const CREATE: [&str; 3] = [
-    "CREATE TABLE IF NOT EXISTS iceberg_tables (
-        catalog_name VARCHAR(255) NOT NULL,
-        table_namespace VARCHAR(255) NOT NULL,
-        table_name VARCHAR(255) NOT NULL,
-        metadata_location VARCHAR(1000),
-        previous_metadata_location VARCHAR(1000),
-        iceberg_type VARCHAR(5),
-        PRIMARY KEY (catalog_name, table_namespace, table_name))",
-    "CREATE TABLE IF NOT EXISTS iceberg_namespace_properties (
-        catalog_name VARCHAR(255) NOT NULL,
-        namespace VARCHAR(255) NOT NULL,
-        property_key VARCHAR(255) NOT NULL,
-        property_value VARCHAR(1000) NOT NULL,
-        PRIMARY KEY (catalog_name, namespace, property_key))",
-    "ALTER TABLE iceberg_tables ADD COLUMN iceberg_type VARCHAR(5)",
-];
-
-/// Runs where all of that is there.
-const IS_CREATED: &str =
-    "SELECT iceberg_type, property_value FROM iceberg_tables, iceberg_namespace_properties LIMIT 0";
+use rest::RestCatalog;
+use sql::SqlCatalog;
 
 /// Where the catalog is.
 #[derive(Clone)]
@@ -47,6 +27,8 @@ pub(crate) enum CatalogLocation {
     Sqlite(PathBuf),
     /// A PostgreSQL database; the URL may hold a password.
     Postgres(Url),
+    /// A REST server, and the file with the token that it asks for.
+    Rest(Url, Option<PathBuf>),
 }
 
 impl From<&PathBuf> for CatalogLocation {
@@ -55,105 +37,119 @@ impl From<&PathBuf> for CatalogLocation {
     }
 }
 
-/// The catalog's tables.
-#[derive(Debug, Clone)]
-pub(super) struct Catalog {
-    database: Database,
-}
-
-/// One row of the catalog.
+/// One table of the catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) name: TableName,
     pub(super) metadata_location: String,
 }
 
+#[derive(Debug, Clone)]
+pub(super) enum Catalog {
+    Sql(SqlCatalog),
+    Rest(RestCatalog),
+}
+
 impl Catalog {
-    /// Opens the database, and creates in it what does not exist: a SQLite file, and the tables.
+    /// Opens the catalog. In a database, what does not exist is created: a SQLite file, and the tables.
     pub(super) async fn open(location: &CatalogLocation) -> Result<Self> {
         let database = match location {
             CatalogLocation::Sqlite(path) => Database::sqlite(path).await?,
             CatalogLocation::Postgres(url) => Database::postgres(url)?,
-        };
-        let mut refused = None;
-        for statement in CREATE {
-            if database.takes(IS_CREATED).await? {
-                return Ok(Self { database });
+            CatalogLocation::Rest(url, token) => {
+                return RestCatalog::open(url, token.clone()).await.map(Self::Rest);
             }
-            // Servers that start at once are in each other's way here, and all find what one of them made.
-            refused = refused.or(database.change(statement, &[]).await.err());
-        }
-        match (database.takes(IS_CREATED).await?, refused) {
-            (false, Some(error)) => Err(error),
-            (false, None) => Err(Error::corrupt("the catalog's tables are not those of Iceberg")),
-            (true, _) => Ok(Self { database }),
-        }
+        };
+        SqlCatalog::open(database).await.map(Self::Sql)
+    }
+
+    /// Whether the catalog writes the metadata of a table's changes itself.
+    pub(super) fn writes_metadata(&self) -> bool {
+        matches!(self, Self::Rest(_))
     }
 
     /// Every namespace, including those that only hold tables, in order.
     pub(super) async fn namespaces(&self) -> Result<Vec<String>> {
-        let query = "SELECT namespace FROM iceberg_namespace_properties WHERE catalog_name = $1
-             UNION SELECT table_namespace FROM iceberg_tables WHERE catalog_name = $1";
-        let rows: Vec<(String,)> = self.database.rows(query, &[CATALOG_NAME]).await?;
-        let mut namespaces: Vec<String> = rows.into_iter().map(|(namespace,)| namespace).collect();
-        namespaces.sort();
-        Ok(namespaces)
+        match self {
+            Self::Sql(catalog) => catalog.namespaces().await,
+            Self::Rest(catalog) => catalog.namespaces().await,
+        }
     }
 
+    /// `false` means that it exists already.
     pub(super) async fn create_namespace(&self, namespace: &str) -> Result<bool> {
-        let insert =
-            "INSERT INTO iceberg_namespace_properties (catalog_name, namespace, property_key, property_value)
-             VALUES ($1, $2, 'exists', 'true') ON CONFLICT DO NOTHING";
-        Ok(self.database.change(insert, &[CATALOG_NAME, namespace]).await? == 1)
+        match self {
+            Self::Sql(catalog) => catalog.create_namespace(namespace).await,
+            Self::Rest(catalog) => catalog.create_namespace(namespace).await,
+        }
     }
 
+    /// `false` means that it does not exist or is not empty.
     pub(super) async fn drop_namespace(&self, namespace: &str) -> Result<bool> {
-        let delete = "DELETE FROM iceberg_namespace_properties WHERE catalog_name = $1 AND namespace = $2 AND NOT EXISTS
-             (SELECT 1 FROM iceberg_tables WHERE catalog_name = $1 AND table_namespace = $2)";
-        Ok(self.database.change(delete, &[CATALOG_NAME, namespace]).await? > 0)
+        match self {
+            Self::Sql(catalog) => catalog.drop_namespace(namespace).await,
+            Self::Rest(catalog) => catalog.drop_namespace(namespace).await,
+        }
     }
 
     /// Every table with the location of its current metadata, ordered by name.
     pub(super) async fn tables(&self) -> Result<Vec<Entry>> {
-        let query = "SELECT table_namespace, table_name, metadata_location FROM iceberg_tables
-             WHERE catalog_name = $1 AND metadata_location IS NOT NULL
-               AND (iceberg_type = 'TABLE' OR iceberg_type IS NULL)";
-        let rows: Vec<(String, String, String)> = self.database.rows(query, &[CATALOG_NAME]).await?;
-        let entry =
-            |(schema, name, metadata_location)| Entry { name: TableName { schema, name }, metadata_location };
-        let mut tables: Vec<Entry> = rows.into_iter().map(entry).collect();
-        tables.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(tables)
+        match self {
+            Self::Sql(catalog) => catalog.tables().await,
+            Self::Rest(catalog) => catalog.tables().await,
+        }
     }
 
     pub(super) async fn metadata_location(&self, name: &TableName) -> Result<Option<String>> {
-        let query = "SELECT metadata_location FROM iceberg_tables
-             WHERE catalog_name = $1 AND table_namespace = $2 AND table_name = $3";
-        let rows: Vec<(Option<String>,)> =
-            self.database.rows(query, &[CATALOG_NAME, &name.schema, &name.name]).await?;
-        Ok(rows.into_iter().next().and_then(|(location,)| location))
+        match self {
+            Self::Sql(catalog) => catalog.metadata_location(name).await,
+            Self::Rest(catalog) => catalog.metadata_location(name).await,
+        }
     }
 
-    /// Adds a table. `false` means that the name is taken.
+    /// Adds a table whose metadata is at `location`. `false` means that the name is taken.
     pub(super) async fn insert(&self, name: &TableName, location: &str) -> Result<bool> {
-        let insert = "INSERT INTO iceberg_tables
-             (catalog_name, table_namespace, table_name, metadata_location, iceberg_type)
-             VALUES ($1, $2, $3, $4, 'TABLE') ON CONFLICT DO NOTHING";
-        Ok(self.database.change(insert, &[CATALOG_NAME, &name.schema, &name.name, location]).await? == 1)
+        match self {
+            Self::Sql(catalog) => catalog.insert(name, location).await,
+            Self::Rest(catalog) => catalog.register(name, location).await,
+        }
     }
 
-    /// Moves a table from one metadata file to the next. `false` means that somebody else moved it first.
-    pub(super) async fn swap(&self, name: &TableName, from: &str, to: &str) -> Result<bool> {
-        let update = "UPDATE iceberg_tables SET metadata_location = $1, previous_metadata_location = $2
-             WHERE catalog_name = $3 AND table_namespace = $4 AND table_name = $5 AND metadata_location = $2";
-        Ok(self.database.change(update, &[to, from, CATALOG_NAME, &name.schema, &name.name]).await? == 1)
+    /// Puts another table, whose metadata is at `location`, in the place of `old`. `false` means that somebody else
+    /// changed it first.
+    ///
+    /// # Errors
+    /// `Unsupported` at a REST server, which has no such step.
+    pub(super) async fn replace(&self, old: &OfflineTable, location: &str) -> Result<bool> {
+        match self {
+            Self::Sql(catalog) => catalog.swap(&old.name, &old.location, location).await,
+            Self::Rest(_) => Err(Error::unsupported(format!(
+                "a REST catalog cannot replace table '{0}' in one step: DROP TABLE {0}, then CREATE it",
+                old.name
+            ))),
+        }
+    }
+
+    /// Moves a table to its `next` metadata, which is at `location` already unless the catalog writes it. `false` means
+    /// that somebody else moved it first.
+    pub(super) async fn swap(
+        &self,
+        current: &OfflineTable,
+        next: &TableMetadata,
+        location: &str,
+    ) -> Result<bool> {
+        match self {
+            Self::Sql(catalog) => catalog.swap(&current.name, &current.location, location).await,
+            Self::Rest(catalog) => catalog.commit(&current.name, &current.metadata, next).await,
+        }
     }
 
     /// Removes a table whose current metadata is `location`. `false` means that it changed meanwhile.
     pub(super) async fn remove(&self, name: &TableName, location: &str) -> Result<bool> {
-        let delete = "DELETE FROM iceberg_tables
-             WHERE catalog_name = $1 AND table_namespace = $2 AND table_name = $3 AND metadata_location = $4";
-        Ok(self.database.change(delete, &[CATALOG_NAME, &name.schema, &name.name, location]).await? == 1)
+        match self {
+            Self::Sql(catalog) => catalog.remove(name, location).await,
+            Self::Rest(catalog) => catalog.remove(name, location).await,
+        }
     }
 }
 

@@ -159,12 +159,18 @@ impl Warehouse {
         Ok(true)
     }
 
-    /// Makes metadata durable that a commit is about to name, and the data files that it names for the first time.
-    pub(super) async fn make_durable(&self, metadata: &str, new_files: &[DataFile]) -> Result<()> {
+    /// Makes metadata durable that a commit is about to name, unless another writes it there then, and the data files
+    /// that it names for the first time.
+    pub(super) async fn make_durable(
+        &self,
+        metadata: &str,
+        is_ours: bool,
+        new_files: &[DataFile],
+    ) -> Result<()> {
         match &self.place {
             Place::Directory(directory) => {
                 let files = new_files.iter().map(|file| local_path(file.file_path())).collect();
-                make_durable(directory, metadata, files).await
+                make_durable(directory, metadata, is_ours, files).await
             }
             Place::Bucket(_) => Ok(()),
         }

@@ -6,6 +6,7 @@ use futures::future::join_all;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tempfile::TempDir;
 
+use super::sql::{CATALOG_NAME, CREATE};
 use super::*;
 use crate::error::ErrorKind;
 use postgres_server::{PASSWORD, PostgresServer};
@@ -34,6 +35,18 @@ fn postgres() -> Place {
     }
 }
 
+/// The catalog of a database.
+async fn open(place: &Place) -> Result<SqlCatalog> {
+    open_at(&place.location).await
+}
+
+async fn open_at(location: &CatalogLocation) -> Result<SqlCatalog> {
+    match Catalog::open(location).await? {
+        Catalog::Sql(catalog) => Ok(catalog),
+        Catalog::Rest(_) => unreachable!("no place is a REST server"),
+    }
+}
+
 fn table(name: &str) -> TableName {
     TableName::new("shop", name)
 }
@@ -41,7 +54,7 @@ fn table(name: &str) -> TableName {
 #[tokio::test]
 async fn namespaces_and_tables_come_change_and_go() {
     for place in places() {
-        let catalog = Catalog::open(&place.location).await.unwrap();
+        let catalog = open(&place).await.unwrap();
         assert!(catalog.create_namespace("shop").await.unwrap());
         assert!(!catalog.create_namespace("shop").await.unwrap());
         assert!(catalog.create_namespace("Zoo").await.unwrap());
@@ -71,8 +84,8 @@ async fn namespaces_and_tables_come_change_and_go() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_who_open_and_swap_at_once_all_open_and_one_swaps() {
     for place in places() {
-        let opened = join_all((0..8).map(|_| Catalog::open(&place.location))).await;
-        let catalogs: Vec<Catalog> = opened.into_iter().collect::<Result<_>>().unwrap();
+        let opened = join_all((0..8).map(|_| open(&place))).await;
+        let catalogs: Vec<SqlCatalog> = opened.into_iter().collect::<Result<_>>().unwrap();
         let added = join_all(
             catalogs.iter().map(|catalog| async { catalog.insert(&table("t"), "0").await.unwrap() }),
         );
@@ -92,6 +105,7 @@ async fn the_tables_of_other_engines_are_taken_as_they_are() {
         let database = match &place.location {
             CatalogLocation::Sqlite(path) => Database::sqlite(path).await.unwrap(),
             CatalogLocation::Postgres(url) => Database::postgres(url).unwrap(),
+            CatalogLocation::Rest(..) => unreachable!("no place is a REST server"),
         };
         // As pyiceberg makes them.
         let without_type = CREATE[0].replace("iceberg_type VARCHAR(5),", "");
@@ -100,7 +114,7 @@ async fn the_tables_of_other_engines_are_taken_as_they_are() {
         }
         let insert = "INSERT INTO iceberg_tables VALUES ($1, 'shop', 'theirs', 'there', NULL)";
         database.change(insert, &[CATALOG_NAME]).await.unwrap();
-        let catalog = Catalog::open(&place.location).await.unwrap();
+        let catalog = open(&place).await.unwrap();
         assert_eq!(catalog.tables().await.unwrap()[0].name, table("theirs"));
         assert!(catalog.insert(&table("ours"), "here").await.unwrap());
         assert!(catalog.swap(&table("theirs"), "there", "here").await.unwrap());
@@ -110,7 +124,7 @@ async fn the_tables_of_other_engines_are_taken_as_they_are() {
 #[tokio::test]
 async fn names_that_postgresql_does_not_take_are_the_callers_mistake() {
     let place = postgres();
-    let catalog = Catalog::open(&place.location).await.unwrap();
+    let catalog = open(&place).await.unwrap();
     for name in ["x".repeat(256), "nul\0".to_owned()] {
         let error = catalog.insert(&table(&name), "here").await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
@@ -123,7 +137,7 @@ async fn names_that_postgresql_does_not_take_are_the_callers_mistake() {
 async fn a_catalog_that_hangs_or_is_gone_is_named_in_time_and_found_again() {
     let mut place = postgres();
     let mut server = place.postgres.take().unwrap();
-    let catalog = Catalog::open(&place.location).await.unwrap();
+    let catalog = open(&place).await.unwrap();
     catalog.insert(&table("t"), "0").await.unwrap();
     let said = format!("the catalog at 'postgresql://127.0.0.1:{}/postgres' does not answer", server.port());
     let is_silent = async || {
@@ -132,7 +146,7 @@ async fn a_catalog_that_hangs_or_is_gone_is_named_in_time_and_found_again() {
         let reads =
             join_all((0..20).map(|_| async { catalog.metadata_location(&table("t")).await.unwrap_err() }));
         let swap = async { catalog.swap(&table("t"), "1", "2").await.unwrap_err() };
-        let open = async { Catalog::open(&place.location).await.unwrap_err() };
+        let open = async { open(&place).await.unwrap_err() };
         let (mut errors, of_swap, of_open) = tokio::join!(reads, swap, open);
         errors.extend([of_swap, of_open]);
         for error in errors {
@@ -165,7 +179,7 @@ async fn a_password_is_asked_for_and_never_told() {
         assert!(told.contains(why), "{told}");
         assert!(!told.contains("hunter2") && !told.contains(PASSWORD), "{told}");
     }
-    let catalog = Catalog::open(&place.location).await.unwrap();
+    let catalog = open(&place).await.unwrap();
     assert!(!format!("{:?}", catalog.database).contains(PASSWORD));
 }
 
@@ -182,7 +196,7 @@ async fn tls_to_postgresql_knows_whom_it_speaks_to() {
         std::fs::write(&authority, pem).unwrap();
         let url = server.url().replace("127.0.0.1", "localhost");
         let url = format!("{url}?sslmode=verify-full&sslrootcert={}", authority.display());
-        Catalog::open(&CatalogLocation::Postgres(url.parse().unwrap())).await
+        open_at(&CatalogLocation::Postgres(url.parse().unwrap())).await
     };
     let query = "SELECT CAST(ssl AS TEXT) FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
     let catalog = open("known", cert.pem()).await.unwrap();
