@@ -5,7 +5,8 @@
 //!                                           └─ manifests of the parent, carried over
 //! ```
 //! A replacement and a deletion take files out, so the manifests that name them are not carried over, nor are small ones:
-//! what they hold beside goes into its own manifest, as files that exist already.
+//! what they hold beside goes into its own manifest, as files that exist already. An append does the same with small ones
+//! when there are many.
 //!
 //! iceberg-rust's own transaction only appends and keeps its commit private; writing the files here
 //! lets create, append and replace share one compare-and-swap.
@@ -14,9 +15,9 @@ use std::collections::{HashMap, HashSet};
 
 use iceberg::io::FileIO;
 use iceberg::spec::{
-    DataFile, MAIN_BRANCH, ManifestEntry, ManifestFile, ManifestListWriter, ManifestWriter,
-    ManifestWriterBuilder, Operation, Snapshot, SnapshotSummaryCollector, Summary, TableMetadata,
-    TableMetadataBuilder,
+    DataFile, MAIN_BRANCH, ManifestContentType, ManifestEntry, ManifestFile, ManifestListWriter,
+    ManifestWriter, ManifestWriterBuilder, Operation, Snapshot, SnapshotSummaryCollector, Summary,
+    TableMetadata, TableMetadataBuilder,
 };
 use uuid::Uuid;
 
@@ -27,6 +28,8 @@ use crate::error::{Error, Result};
 
 /// Manifests of fewer files are merged by a replacement.
 const MANIFEST_FILES_MIN: usize = 1000;
+/// So many of them are merged by an append. Readers that have them in memory read the merged one anew.
+const SMALL_MANIFESTS_MAX: usize = 100;
 
 /// Properties of summaries that are this store's own, such as when its newest rows were ingested.
 const OWN_PROPERTIES: &str = "fletching.";
@@ -72,8 +75,14 @@ pub(super) async fn changed(
     // What names only files that are gone has said so to its own snapshot, and is nothing to this one.
     let manifests = manifests.into_iter().filter(|m| m.has_added_files() || m.has_existing_files()).collect();
     let mut contents = Contents { carried: manifests, existing: Vec::new(), deleted: Vec::new() };
-    if let Change::Replace(replaced) | Change::Delete(replaced, _) = change {
-        contents = contents.without(io, cache, metadata, replaced).await?;
+    match change {
+        Change::Replace(replaced) | Change::Delete(replaced, _) => {
+            contents = contents.without(io, cache, metadata, replaced).await?;
+        }
+        Change::Append(_) | Change::Fold { .. } if contents.is_scattered(metadata) => {
+            contents = contents.without(io, cache, metadata, &HashSet::new()).await?;
+        }
+        Change::Append(_) | Change::Fold { .. } => {}
     }
     let summary = summary(metadata, files, &contents.deleted, change);
     let mut manifests = contents.carried;
@@ -123,6 +132,18 @@ struct Contents {
 }
 
 impl Contents {
+    /// Whether there are many small manifests, all of which can be merged.
+    fn is_scattered(&self, metadata: &TableMetadata) -> bool {
+        let is_small = |manifest: &&ManifestFile| {
+            let files = [manifest.added_files_count, manifest.existing_files_count];
+            let files: u32 = files.into_iter().flatten().sum();
+            manifest.partition_spec_id == metadata.default_partition_spec_id()
+                && usize::try_from(files).is_ok_and(|files| files < MANIFEST_FILES_MIN)
+        };
+        let are_data = self.carried.iter().all(|manifest| manifest.content == ManifestContentType::Data);
+        are_data && self.carried.iter().filter(is_small).count() >= SMALL_MANIFESTS_MAX
+    }
+
     /// The same without the `replaced` files.
     async fn without(
         self,

@@ -1,7 +1,7 @@
 //! The shell's side of the wire.
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{Int64Type, SchemaRef};
 use arrow_flight::error::FlightError;
 use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_flight::sql::CommandGetTables;
@@ -18,6 +18,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// A connection to a server.
 pub(super) struct Client {
     flight: FlightSqlServiceClient<Channel>,
+    channel: Channel,
+    token: Option<String>,
 }
 
 /// What a statement gave.
@@ -34,12 +36,34 @@ impl Client {
     /// Connects, and signs in where that is asked for.
     pub(super) async fn connect(server: Server) -> Result<Self> {
         let (channel, token) = server.connect().await?;
-        let flight = FlightServiceClient::new(channel).max_decoding_message_size(usize::MAX);
+        Ok(Self::on(channel, token))
+    }
+
+    fn on(channel: Channel, token: Option<String>) -> Self {
+        let flight = FlightServiceClient::new(channel.clone()).max_decoding_message_size(usize::MAX);
         let mut flight = FlightSqlServiceClient::new_from_inner(flight);
-        if let Some(token) = token {
-            flight.set_token(token);
+        if let Some(token) = &token {
+            flight.set_token(token.clone());
         }
-        Ok(Self { flight })
+        Self { flight, channel, token }
+    }
+
+    /// Another one of the same connection, to ask something while this one waits.
+    pub(super) fn beside(&self) -> Self {
+        Self::on(self.channel.clone(), self.token.clone())
+    }
+
+    /// The rows that a write of this text has come to, where such a one runs.
+    pub(super) async fn rows_so_far(&mut self, sql: &str) -> Option<u64> {
+        let asked = format!(
+            "SELECT rows FROM system.jobs WHERE ended_at IS NULL AND sql = '{}' ORDER BY started_at DESC LIMIT 1",
+            sql.trim().replace('\'', "''")
+        );
+        let Ok(Answer::Rows { mut batches, .. }) = self.run(&asked).await else { return None };
+        let batch = next(&mut batches).await.ok()??;
+        let rows = batch.column(0).as_primitive_opt::<Int64Type>()?;
+        let some = rows.len() == 1 && rows.is_valid(0);
+        some.then(|| rows.value(0)).and_then(|rows| u64::try_from(rows).ok())
     }
 
     pub(super) async fn run(&mut self, sql: &str) -> Result<Answer> {

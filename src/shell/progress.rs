@@ -8,6 +8,8 @@ use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 /// Shorter work shows nothing.
 const PATIENCE: Duration = Duration::from_millis(500);
 const TICK: Duration = Duration::from_millis(100);
+/// How often the server is asked how far a write is.
+const ASKED_EVERY: Duration = Duration::from_secs(1);
 
 /// The progress of one statement.
 pub(super) struct Progress {
@@ -33,6 +35,35 @@ impl Progress {
             self.show();
         }
         work.await
+    }
+
+    /// The same for work that another counts the rows of.
+    pub(super) async fn watch_counted<F: Future>(
+        &mut self,
+        work: F,
+        mut count: impl AsyncFnMut() -> Option<u64>,
+    ) -> F::Output {
+        let mut work = std::pin::pin!(work);
+        if !self.visible {
+            return work.await;
+        }
+        if let Ok(done) = tokio::time::timeout(PATIENCE, &mut work).await {
+            return done;
+        }
+        self.show();
+        let done = loop {
+            if let Ok(done) = tokio::time::timeout(ASKED_EVERY, &mut work).await {
+                break done;
+            }
+            let counted = tokio::select! {
+                done = &mut work => break done,
+                counted = count() => counted,
+            };
+            self.rows = counted.unwrap_or(self.rows);
+            self.rows(0);
+        };
+        self.rows = 0; // those of the result are counted anew
+        done
     }
 
     /// Counts rows that have come.

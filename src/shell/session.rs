@@ -54,7 +54,9 @@ impl Session {
         let took = |timed: bool| timed.then(|| started.elapsed());
         let mut progress = Progress::start();
         let mut stdout = io::stdout();
-        match progress.watch(self.client.run(sql)).await? {
+        let mut beside = self.client.beside();
+        let counted = async || beside.rows_so_far(sql).await;
+        match progress.watch_counted(self.client.run(sql), counted).await? {
             Answer::Affected(rows) => {
                 progress.finish();
                 if self.format == OutputFormat::Table {

@@ -8,6 +8,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::DateTime;
 use datafusion::arrow::array::RecordBatch;
@@ -27,6 +28,7 @@ use super::engine::CATALOG;
 use super::feature_group_table::FeatureGroupTable;
 use super::latest;
 use super::parts::{self, Part};
+use super::running::Run;
 use super::session::{Planned, Prepared, Session, default_schema, referenced};
 use super::settings;
 use super::statement::{self, Statement};
@@ -35,6 +37,7 @@ use crate::error::{Error, Result};
 use crate::exec::SessionOptions;
 use crate::metrics::Kind;
 use crate::model::{TableName, TableVersion};
+use crate::offline::IcebergTable;
 
 /// What a query sees when it runs. By default everything as it is then.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -213,29 +216,51 @@ impl Session {
     }
 }
 
-/// From now on the plan reads the rows that there are now, however long it waits for its turn.
-pub(super) async fn settle(plan: &LogicalPlan) -> Result<()> {
-    read_by(plan).await.map(|_| ())
+/// From now on the plan reads the rows that there are now, however long it waits for its turn, and `run` says which.
+pub(super) async fn settle(plan: &LogicalPlan, run: &Run) -> Result<()> {
+    read_by(plan).await?;
+    for read in stored(plan)? {
+        if let Some(snapshot) = read.rows.table().snapshot() {
+            run.reads(read.rows.table().metadata().uuid(), snapshot.timestamp_ms() * 1000);
+        }
+    }
+    Ok(())
+}
+
+/// A scan of a stored table.
+struct Stored {
+    rows: IcebergTable,
+    /// That of a feature group.
+    ttl: Option<Duration>,
+    /// Whether the statement says by itself, with FOR … AS OF, which version it means.
+    is_as_of: bool,
+}
+
+fn stored(plan: &LogicalPlan) -> Result<Vec<Stored>> {
+    let mut found = Vec::new();
+    plan.apply_with_subqueries(|node| {
+        if let LogicalPlan::TableScan(scan) = node
+            && let Ok(provider) = source_as_provider(&scan.source)
+            && let Some(rows) = stored_rows(&provider)
+        {
+            let group = provider.as_any().downcast_ref::<FeatureGroupTable>();
+            let ttl = group.and_then(|group| group.definition.ttl);
+            found.push(Stored { rows, ttl, is_as_of: scan.table_name.table().contains('@') });
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(found)
 }
 
 /// The versions of stored tables that `plan` reads, and whether it also looks up what is the latest when it runs.
 async fn read_by(plan: &LogicalPlan) -> Result<(Vec<TableVersion>, bool)> {
-    let (mut read, mut serves_now) = (Vec::new(), false);
+    let mut serves_now = false;
     plan.apply_with_subqueries(|node| {
         serves_now |= latest::serves_now(node);
-        if let LogicalPlan::TableScan(scan) = node
-            && let Ok(provider) = source_as_provider(&scan.source)
-            && let Some(rows) = stored_rows(&provider)
-            // FOR … AS OF says by itself which version it means.
-            && !scan.table_name.table().contains('@')
-        {
-            let group = provider.as_any().downcast_ref::<FeatureGroupTable>();
-            read.push((rows, group.and_then(|group| group.definition.ttl)));
-        }
         Ok(TreeNodeRecursion::Continue)
     })?;
-    let mut tables = Vec::with_capacity(read.len());
-    for (rows, ttl) in read {
+    let mut tables = Vec::new();
+    for Stored { rows, ttl, .. } in stored(plan)?.into_iter().filter(|read| !read.is_as_of) {
         let version = TableVersion { ttl, ..rows.version().await? };
         let snapshot = rows.table().snapshot().map(|snapshot| snapshot.sequence_number());
         let logged: u64 = version.logged.iter().map(|file| file.rows).sum();

@@ -88,6 +88,8 @@ pub(super) struct Run {
     pub(super) sql: Arc<str>,
     pub(super) owner: Arc<Owner>,
     pub(super) started_us: i64,
+    /// The tables that it reads, and when what it reads of them was committed, in µs since 1970.
+    reads: Mutex<Vec<(Uuid, i64)>>,
     state: AtomicU8,
     rows: AtomicU64,
     bytes: AtomicU64,
@@ -110,6 +112,18 @@ const STATES: [&str; 4] = ["planning", "queued", "running", "ending"];
 impl Run {
     pub(super) fn state(&self) -> &'static str {
         STATES[usize::from(self.state.load(Relaxed))]
+    }
+
+    /// Says that it reads a table as it was committed at that time (µs since 1970).
+    pub(super) fn reads(&self, table: Uuid, committed_us: i64) {
+        self.reads.lock().push((table, committed_us));
+    }
+
+    /// What of a table it may read: all that was current then (µs since 1970) or later.
+    pub(super) fn reads_from_us(&self, table: Uuid) -> i64 {
+        let reads = self.reads.lock();
+        let of_table = reads.iter().filter(|(read, _)| *read == table).map(|(_, committed_us)| *committed_us);
+        of_table.min().map_or(self.started_us, |committed_us| committed_us.min(self.started_us))
     }
 
     /// Says that it is a write that may take long.
@@ -216,6 +230,7 @@ impl Running {
             sql,
             owner: Arc::clone(owner),
             started_us: self.clock.now_us(),
+            reads: Mutex::default(),
             state: AtomicU8::new(PLANNING),
             rows: AtomicU64::new(0),
             bytes: AtomicU64::new(0),

@@ -257,7 +257,7 @@ impl Session {
                 run.is_job(job.clone());
             }
             let plan = planned.query()?;
-            settle(&plan).await?;
+            settle(&plan, &run).await?;
             if moment.is_now() {
                 self.prepare_query(sql, plan.clone(), None, generation)?; // the next time it is ready
             }

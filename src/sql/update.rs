@@ -50,11 +50,12 @@ impl Session {
         parameters: Option<&RecordBatch>,
         key: Option<IdempotencyKey>,
     ) -> Result<u64> {
+        let run = Arc::clone(&watch.run);
         let planning = async {
             let state = self.state().await?;
             let planned = self.plan(&state, sql).await?;
             if let Planned::Update(plan) = &planned {
-                settle(plan).await?;
+                settle(plan, &run).await?;
             }
             Ok((state, planned))
         };
@@ -64,7 +65,6 @@ impl Session {
             Planned::RefreshOnline(_) | Planned::Checkpoint(_) | Planned::Copy(_) => true,
             _ => false,
         };
-        let run = Arc::clone(&watch.run);
         if let Some(job) = Job::of(&planned, default_schema(&state))? {
             run.is_job(job);
         }

@@ -213,11 +213,15 @@ impl Engine {
         }
     }
 
-    /// Deletes what was last current so long ago, and before every statement that runs here.
+    /// Deletes what was last current so long ago, and is nothing to any statement that runs here.
     async fn vacuum(&self, table: &TableName, retain: Duration) -> Result<crate::offline::Vacuumed> {
         let retain_us = i64::try_from(retain.as_micros()).unwrap_or(i64::MAX);
         let retained_us = self.clock.now_us().saturating_sub(retain_us);
-        let started_us = self.running.list().into_iter().map(|(run, _)| run.started_us).min();
-        self.ingest.vacuum(table, retained_us.min(started_us.unwrap_or(i64::MAX))).await
+        let id = self.offline.load(table).await?.map(|table| table.metadata().uuid());
+        let read_us = self.running.list().into_iter().map(|(run, _)| match id {
+            Some(id) => run.reads_from_us(id),
+            None => run.started_us,
+        });
+        self.ingest.vacuum(table, retained_us.min(read_us.min().unwrap_or(i64::MAX))).await
     }
 }

@@ -13,11 +13,13 @@ mod source;
 mod statement;
 
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use datafusion::catalog::TableProvider;
 use datafusion::execution::{SendableRecordBatchStream, SessionState};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{StreamExt, TryStreamExt};
+use sha2::{Digest, Sha256};
 
 use super::ddl::RESERVED_SCHEMAS;
 use super::definition::normalized;
@@ -31,6 +33,7 @@ use crate::registry::Object;
 pub(crate) use files::CopyDirectories;
 use files::CopyFile;
 use source::{Source, Target};
+use statement::Key;
 pub(super) use statement::{CopyFrom, parse};
 
 impl Session {
@@ -53,6 +56,13 @@ impl Session {
             return Err(Error::invalid(format!("'{name}' is read-only")));
         }
         let columns: Vec<String> = copy.columns.iter().map(normalized).collect();
+        let files = self.files_of(&copy).await?;
+        let own = match &copy.options.key {
+            Some(Key::Auto) => Some(key_of(&copy, &files)?),
+            Some(Key::Given(key)) => Some(key.clone()),
+            None => None,
+        };
+        let key = own.as_ref().or(key);
         let temporary = self.catalog.temp.get(&name.name).filter(|_| self.catalog.holds_temp(&name.schema));
         if let Some(temporary) = temporary {
             let table = temporary.as_any().downcast_ref::<TempTable>();
@@ -61,7 +71,7 @@ impl Session {
                 return Err(key_on_temporary(&name));
             }
             let target = Target::Table(name, table.schema());
-            return table.append(self.copied(state, &copy, target, columns, run).await?).await;
+            return table.append(self.copied(state, &copy, files, target, columns, run)).await;
         }
         let object = self.catalog.object(&name).await?;
         let object = object
@@ -73,24 +83,27 @@ impl Session {
             Object::FeatureGroup(group, _) => Target::FeatureGroup(Arc::clone(group)),
             Object::Table(table) => Target::Table(name, Arc::clone(table.schema())),
         };
-        let rows = self.copied(state, &copy, target, columns, run).await?;
+        let rows = self.copied(state, &copy, files, target, columns, run);
         self.engine.ingest.append_planned(&object, rows, key).await
     }
 
-    /// The rows of all files, as `target` has them.
-    async fn copied(
-        &self,
-        state: &SessionState,
-        copy: &CopyFrom,
-        target: Target,
-        columns: Vec<String>,
-        run: &Arc<Run>,
-    ) -> Result<SendableRecordBatchStream> {
+    async fn files_of(&self, copy: &CopyFrom) -> Result<Vec<CopyFile>> {
         let (directories, from, options) =
             (self.engine.copy_directories.clone(), copy.source.clone(), copy.options.clone());
         let files = tokio::task::spawn_blocking(move || directories.files(&from, &options)).await;
-        let files: Vec<CopyFile> = files
-            .map_err(|error| Error::internal("looking for files did not finish").with_source(error))??;
+        files.map_err(|error| Error::internal("looking for files did not finish").with_source(error))?
+    }
+
+    /// The rows of all files, as `target` has them.
+    fn copied(
+        &self,
+        state: &SessionState,
+        copy: &CopyFrom,
+        files: Vec<CopyFile>,
+        target: Target,
+        columns: Vec<String>,
+        run: &Arc<Run>,
+    ) -> SendableRecordBatchStream {
         let schema = target.schema();
         let source =
             Arc::new(Source { state: state.clone(), target, columns, options: copy.options.clone() });
@@ -101,8 +114,30 @@ impl Session {
         });
         let rows = rows.try_flatten().inspect_ok(move |batch| run.count(batch));
         let rows = RecordBatchStreamAdapter::new(schema, rows.map_err(Into::into));
-        Ok(self.engine.compute.rows(Box::pin(rows), ()))
+        self.engine.compute.rows(Box::pin(rows), ())
     }
+}
+
+/// The same for the same files read in the same way, as their names, sizes and times of change tell.
+fn key_of(copy: &CopyFrom, files: &[CopyFile]) -> Result<IdempotencyKey> {
+    let mut hash = Sha256::new();
+    let mut add = |bytes: &[u8]| {
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    add(format!("{:?} {:?}", copy.columns.iter().map(normalized).collect::<Vec<_>>(), copy.options)
+        .as_bytes());
+    for file in files {
+        let unknown =
+            |error| Error::unsupported("the files do not tell when they changed").with_source(error);
+        let changed = file.metadata.modified().map_err(unknown)?;
+        let changed = changed.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+        add(file.path.as_os_str().as_encoded_bytes());
+        add(&file.metadata.len().to_le_bytes());
+        add(&changed.to_le_bytes());
+    }
+    let hash: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    IdempotencyKey::parse(&format!("copy:{hash}"))
 }
 
 #[cfg(test)]

@@ -13,9 +13,10 @@ use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::Token;
 
 use crate::error::{Error, Result};
+use crate::model::IdempotencyKey;
 
 /// Options, for messages.
-const OPTIONS: &str = "FORMAT, COMPRESSION, HEADER, DELIMITER, QUOTE, ESCAPE, NULL";
+const OPTIONS: &str = "FORMAT, COMPRESSION, HEADER, DELIMITER, QUOTE, ESCAPE, NULL, IDEMPOTENCY_KEY";
 
 /// `COPY … FROM`, as written.
 #[derive(Debug)]
@@ -39,6 +40,15 @@ pub(super) struct Options {
     pub(super) escape: Option<u8>,
     /// What stands for NULL in a CSV file, as an empty field does.
     pub(super) null: Option<String>,
+    pub(super) key: Option<Key>,
+}
+
+/// Where the idempotency key of a `COPY` comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Key {
+    /// From the files: see [`super::Session::copy_from`].
+    Auto,
+    Given(IdempotencyKey),
 }
 
 /// A format of files.
@@ -171,6 +181,13 @@ impl Options {
             "QUOTE" | "FIELD_OPTIONALLY_ENCLOSED_BY" => self.quote = Some(character(name, &given()?)?),
             "ESCAPE" => self.escape = Some(character(name, &given()?)?),
             "NULL" | "NULLSTR" | "NULL_IF" => self.null = Some(given()?),
+            "IDEMPOTENCY_KEY" => {
+                let key = given()?;
+                self.key = Some(match key.eq_ignore_ascii_case("auto") {
+                    true => Key::Auto,
+                    false => Key::Given(IdempotencyKey::parse(&key)?),
+                });
+            }
             _ => {
                 return Err(Error::unsupported(format!(
                     "'{name}' is no option of COPY, which has {OPTIONS}"

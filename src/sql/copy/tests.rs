@@ -58,6 +58,30 @@ async fn parquet_files_come_in_by_name_and_in_order() {
 }
 
 #[tokio::test]
+async fn the_same_files_come_in_once_under_the_key_that_they_make() {
+    let dir = tempfile::tempdir().unwrap();
+    let session = engine(dir.path()).await.session();
+    session.update(GROUP, None).await.unwrap();
+    let copy = "COPY g FROM '*.parquet' (IDEMPOTENCY_KEY auto)";
+    let count = async || table(&session, "SELECT count(*) AS n FROM \"g$history\"").await;
+    write(&dir.path().join("a.parquet"), &[(1, HOUR_NS, "one")]);
+    for _ in 0..3 {
+        assert_eq!(session.update(copy, None).await.unwrap(), 1);
+    }
+    assert!(count().await.contains("| 1 "));
+    write(&dir.path().join("b.parquet"), &[(2, HOUR_NS, "two")]);
+    assert_eq!(session.update(copy, None).await.unwrap(), 2, "these are other files");
+    assert!(count().await.contains("| 3 "));
+    for _ in 0..2 {
+        let given = "COPY g FROM 'a.parquet' WITH (IDEMPOTENCY_KEY 'of-mine')";
+        assert_eq!(session.update(given, None).await.unwrap(), 1);
+    }
+    assert!(count().await.contains("| 4 "));
+    let error = session.update("COPY g FROM 'a.parquet' (IDEMPOTENCY_KEY 'no key')", None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+}
+
+#[tokio::test]
 async fn a_file_that_does_not_fit_leaves_nothing_of_the_others() {
     let dir = tempfile::tempdir().unwrap();
     let session = engine(dir.path()).await.session();

@@ -7,7 +7,7 @@ use datafusion::arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch
 use datafusion::arrow::buffer::NullBuffer;
 use datafusion::arrow::compute::{cast, concat, concat_batches, interleave, take};
 use datafusion::arrow::datatypes::{DataType, Int64Type, Schema};
-use datafusion::common::{Result, internal_datafusion_err};
+use datafusion::common::{DataFusionError, Result, internal_datafusion_err};
 use datafusion::physical_expr::PhysicalExprRef;
 use datafusion::physical_expr::expressions::Column;
 
@@ -19,6 +19,8 @@ use super::right::Right;
 const BATCH_ROWS_MIN: usize = 4096;
 /// How many labels per range are looked at to place the ranges' borders.
 const SAMPLES_PER_RANGE: usize = 64;
+/// Fewer labels are not worth a thread to split them.
+const SHARE_LABELS_MIN: u32 = 256 * 1024;
 
 /// The label columns that the join reads.
 #[derive(Debug)]
@@ -202,8 +204,8 @@ impl<K: Keys> Labels<K> {
         Ok(())
     }
 
-    /// Splits the labels into about `count` ranges by (key, time); each is still to be sorted.
-    pub(super) fn split(&mut self, encoder: &K::Encoder, count: usize) -> Result<Vec<Range>> {
+    /// Splits the labels into about `count` ranges by (key, time); each is still to be sorted. `threads` share the work.
+    pub(super) fn split(&mut self, encoder: &K::Encoder, count: usize, threads: usize) -> Result<Vec<Range>> {
         self.join_small()?;
         if let Some(columns) = self.of_unusable.first().map(Vec::len) {
             let one = (0..columns).map(|column| {
@@ -213,33 +215,67 @@ impl<K: Keys> Labels<K> {
             });
             self.of_unusable = vec![one.collect::<Result<_>>()?];
         }
-        let (all, usable) = (self.len() as u32, self.len() - self.unusable.len());
-        let count = count.max(1);
-        let stride = (usable / (count * SAMPLES_PER_RANGE)).max(1);
-        let is_usable = |row: &u32| self.unusable.binary_search(row).is_err();
-        let sample: Vec<u32> = (0..all).step_by(stride).filter(is_usable).collect();
-        let sorted = self.keys.sorted(encoder, &self.times, &sample).order;
-        let borders: Vec<u32> = (1..count)
-            .filter_map(|range| sorted.get(range * sorted.len() / count))
-            .map(|place| sample[*place as usize])
-            .collect();
-        let place = |row: u32| (self.keys.get(row as usize), self.times[row as usize]);
-        let room = usable / count + usable / (4 * count);
-        let mut ranges: Vec<Range> = Vec::new();
-        ranges.resize_with(count, || Range { rows: Vec::with_capacity(room), unusable: Vec::new() });
-        let mut unusable = self.unusable.iter().peekable();
-        for row in 0..all {
-            if unusable.next_if_eq(&&row).is_none() {
-                let at = place(row);
-                ranges[borders.partition_point(|border| place(*border) <= at)].rows.push(row);
+        let borders = self.borders(encoder, count.max(1));
+        let all = self.len() as u32;
+        let share = all.div_ceil(threads.max(1) as u32).max(SHARE_LABELS_MIN);
+        let shares: Vec<_> =
+            (0..all).step_by(share as usize).map(|first| first..all.min(first + share)).collect();
+        let shares: Vec<Vec<Vec<u32>>> = std::thread::scope(|scope| {
+            let (labels, borders) = (&*self, borders.as_slice());
+            let others =
+                shares.iter().skip(1).map(|rows| scope.spawn(|| labels.by_range(borders, rows.clone())));
+            let others: Vec<_> = others.collect();
+            let mut done: Vec<_> =
+                shares.first().map(|rows| labels.by_range(borders, rows.clone())).into_iter().collect();
+            for other in others {
+                done.push(other.join().map_err(|_| internal_datafusion_err!("labels were not split"))?);
             }
-        }
+            Ok::<_, DataFusionError>(done)
+        })?;
+        let mut ranges: Vec<Range> = (0..=borders.len())
+            .map(|range| {
+                let rows: Vec<&[u32]> = shares.iter().map(|share| share[range].as_slice()).collect();
+                Range { rows: rows.concat(), unusable: Vec::new() }
+            })
+            .collect();
         for (index, row) in self.unusable.iter().enumerate() {
             let index = index % ranges.len();
             ranges[index].unusable.push(*row);
         }
         ranges.retain(|range| !range.rows.is_empty() || !range.unusable.is_empty());
         Ok(ranges)
+    }
+
+    /// Labels between which lie about as many others, in their order: one less than `count`.
+    fn borders(&self, encoder: &K::Encoder, count: usize) -> Vec<u32> {
+        let (all, usable) = (self.len() as u32, self.len() - self.unusable.len());
+        let stride = (usable / (count * SAMPLES_PER_RANGE)).max(1);
+        let is_usable = |row: &u32| self.unusable.binary_search(row).is_err();
+        let sample: Vec<u32> = (0..all).step_by(stride).filter(is_usable).collect();
+        let sorted = self.keys.sorted(encoder, &self.times, &sample).order;
+        (1..count)
+            .filter_map(|range| sorted.get(range * sorted.len() / count))
+            .map(|place| sample[*place as usize])
+            .collect()
+    }
+
+    /// The usable ones of `rows` by the range that they are in.
+    fn by_range(&self, borders: &[u32], rows: std::ops::Range<u32>) -> Vec<Vec<u32>> {
+        let place = |row: u32| (self.keys.get(row as usize), self.times[row as usize]);
+        let borders: Vec<_> = borders.iter().map(|border| place(*border)).collect();
+        let count = borders.len() + 1;
+        let room = rows.len() / count + rows.len() / (4 * count);
+        let mut ranges = vec![Vec::new(); count];
+        ranges.iter_mut().for_each(|range| range.reserve(room));
+        let first = self.unusable.partition_point(|row| *row < rows.start);
+        let mut unusable = self.unusable[first..].iter().peekable();
+        for row in rows {
+            if unusable.next_if_eq(&&row).is_none() {
+                let at = place(row);
+                ranges[borders.partition_point(|border| *border <= at)].push(row);
+            }
+        }
+        ranges
     }
 
     /// The columns of `range`, whose labels are `sorted`: first the usable ones in that order, then the others.

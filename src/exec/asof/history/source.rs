@@ -222,7 +222,14 @@ impl<K: Keys> Source<K> {
 
     /// The next range that nobody works on, or `None` when all are taken and no label is left.
     pub(super) async fn claim(&self, context: &TaskContext) -> Result<Option<(Arc<Pass<K>>, Range)>> {
-        let mut state = self.state.lock().await;
+        let mut state = match self.state.try_lock() {
+            Ok(state) => state,
+            // Somebody reads labels: the files can be opened meanwhile.
+            Err(_) => {
+                self.files(context).await?;
+                self.state.lock().await
+            }
+        };
         loop {
             if let Some(pass) = &state.pass {
                 let range = pass.ranges.lock().pop();
@@ -293,7 +300,7 @@ impl<K: Keys> Source<K> {
         let ranges = {
             let _timer = self.metrics.sort_time.timer();
             let count = self.range_count(&labels, pool.memory_limit());
-            let mut ranges = labels.split(&self.encoder, count)?;
+            let mut ranges = labels.split(&self.encoder, count, self.partitions)?;
             ranges.reverse();
             ranges
         };

@@ -10,6 +10,7 @@ use proptest::test_runner::{Config, TestRunner};
 use super::*;
 use crate::offline::Extent;
 use crate::offline::durable::local_path;
+use crate::offline::files::manifest_list;
 use crate::offline::warehouse::absolute;
 
 const DAY_US: i64 = 24 * 60 * 60 * 1_000_000;
@@ -259,4 +260,30 @@ fn any_upkeep_keeps_every_row() {
         Ok(())
     });
     outcome.unwrap();
+}
+
+#[tokio::test]
+async fn appends_merge_the_manifests_of_many_before_them() {
+    let stage = Stage::new().await;
+    let (mut before, mut expected) = (stage.table().await, 113);
+    let manifests = async |table: &OfflineTable| {
+        let snapshot = table.snapshot().unwrap();
+        manifest_list(&stage.store.io, &table.metadata, snapshot).await.unwrap().entries().len()
+    };
+    let mut most = 0;
+    for value in 1..=220 {
+        let table = stage.append([value]).await;
+        expected += value;
+        most = most.max(manifests(&table).await);
+        if value == 50 {
+            before = table;
+        }
+    }
+    let now = stage.table().await;
+    assert_eq!((most, manifests(&now).await < most), (100, true));
+    assert_eq!((stage.files().await, stage.sum(&now).await), (223, expected));
+    assert_eq!(stage.sum(&before).await, 113 + (1..=50).sum::<i64>());
+    // Who was at an earlier snapshot finds what came since, whatever manifest it is in by now.
+    let since: Vec<i64> = now.ancestors().map(|snapshot| snapshot.snapshot_id()).take(150).collect();
+    assert_eq!(stage.store.data_files(&now, Some(&since)).await.unwrap().len(), 150);
 }

@@ -116,3 +116,26 @@ async fn tables_with_many_small_files_are_due() {
     assert_eq!(counts(&session, snapshots).await, [1, 1]);
     assert_eq!(counts(&session, "SELECT count(*), sum(id) FROM many").await, [32, 496]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vacuum_leaves_what_a_running_statement_reads_of_the_past() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(dir.path()).await;
+    let session = engine.session();
+    session.update("CREATE TABLE t (x BIGINT)", None).await.unwrap();
+    let mut versions = Vec::new();
+    for x in 0..3 {
+        session.update(&format!("INSERT INTO t VALUES ({x})"), None).await.unwrap();
+        let newest = "SELECT snapshot_id FROM \"t$snapshots\" ORDER BY sequence_number DESC LIMIT 1";
+        versions.extend(counts(&session, newest).await);
+    }
+    let past = format!("SELECT count(*) FROM t FOR VERSION AS OF {}", versions[1]);
+    let running = session.query(&past, None).await.unwrap();
+    let snapshots = "SELECT count(*) FROM \"t$snapshots\"";
+    engine.vacuum_all(std::time::Duration::ZERO).await.unwrap();
+    assert_eq!(counts(&session, snapshots).await, [2], "the first is nothing to anybody");
+    let rows: Vec<RecordBatch> = running.try_collect().await.unwrap();
+    assert_eq!(rows[0].column(0).as_any().downcast_ref::<Int64Array>().unwrap().value(0), 2);
+    engine.vacuum_all(std::time::Duration::ZERO).await.unwrap();
+    assert_eq!(counts(&session, snapshots).await, [1]);
+}
