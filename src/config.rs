@@ -386,9 +386,12 @@ impl Settings {
 /// The catalog as it is given.
 fn catalog(given: Option<Given>, token_file: Option<Given>) -> Result<Option<CatalogSetting>> {
     let token_file = token_file.map(|file| get("catalog_token_file", Some(file), "", path)).transpose()?;
-    given
-        .map(|given| get("catalog", Some(given), "", |text| offline::catalog(text, token_file.clone())))
-        .transpose()
+    let parse = |text: &str| offline::catalog(text, token_file.clone());
+    let catalog = given.map(|given| get("catalog", Some(given), "", parse)).transpose()?;
+    match (&catalog, token_file) {
+        (Some(CatalogSetting::Rest { .. }), _) | (_, None) => Ok(catalog),
+        _ => Err(Error::invalid("catalog_token_file: only a REST catalog is shown a token")),
+    }
 }
 
 /// The warehouse as it is given; how to reach S3 is checked in any case.

@@ -401,7 +401,7 @@ async fn what_was_written_before_files_were_merged_is_served_after() {
     let optimized = fixture.ingest.optimize(&fixture.name, Extent::Needed, sorting).await.unwrap();
     assert_eq!((optimized.files_before, optimized.files_after, optimized.rows_rewritten), (3, 1, 3));
     fixture.append(vec![4]).await.unwrap();
-    let vacuumed = fixture.ingest.vacuum(&fixture.name, i64::MAX).await.unwrap();
+    let vacuumed = fixture.ingest.vacuum(&fixture.name, i64::MAX, &[]).await.unwrap();
     assert_eq!((vacuumed.snapshots_expired, vacuumed.data_files_deleted), (0, 0), "they are not applied");
     assert_eq!(fixture.served(vec![1, 2, 3, 4]).await, [true, false, false, false]);
 
@@ -413,7 +413,7 @@ async fn what_was_written_before_files_were_merged_is_served_after() {
     };
     assert_eq!(fixture.ingest.catch_up(&group, &table, &|_| ()).await.unwrap(), 3, "each row once");
     assert_eq!(fixture.served(vec![1, 2, 3, 4]).await, [true, true, true, true]);
-    let vacuumed = fixture.ingest.vacuum(&fixture.name, i64::MAX).await.unwrap();
+    let vacuumed = fixture.ingest.vacuum(&fixture.name, i64::MAX, &[]).await.unwrap();
     assert_eq!((vacuumed.snapshots_expired, vacuumed.data_files_deleted), (4, 3));
     assert_eq!(fixture.append(vec![5]).await.unwrap(), 1);
     assert_eq!(fixture.served(vec![5]).await, [true]);

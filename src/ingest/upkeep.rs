@@ -70,20 +70,20 @@ impl Ingest {
         Ok(optimized)
     }
 
-    /// Expires snapshots that were last current before `cutoff_us` (µs since 1970) and that the online store has applied,
-    /// and deletes the files that only they name, and those of writes that never ended.
+    /// Expires snapshots that were last current before `cutoff_us` (µs since 1970), that the online store has applied, and
+    /// that are not `read`, and deletes the files that only they name, and those of writes that never ended.
     ///
     /// # Errors
     /// `NotFound`; `Unsupported` for a table outside the warehouse; `Unavailable` where the online store does not say what
     /// it has applied; `Conflict` where the table changed too often meanwhile. Nothing is deleted then.
-    pub(crate) async fn vacuum(&self, name: &TableName, cutoff_us: i64) -> Result<Vacuumed> {
+    pub(crate) async fn vacuum(&self, name: &TableName, cutoff_us: i64, read: &[i64]) -> Result<Vacuumed> {
         Box::pin(self.checkpoint(Some(name))).await?;
         let (group, table) = self.existing(name).await?;
         let applied = match group.filter(|group| group.online) {
             Some(group) => self.online.applied_snapshot(group.id).await?,
             None => None,
         };
-        let vacuumed = self.offline.vacuum(&table, cutoff_us, applied).await?;
+        let vacuumed = self.offline.vacuum(&table, cutoff_us, applied, read).await?;
         tracing::info!(table = %name, ?vacuumed, "old snapshots and files removed");
         Ok(vacuumed)
     }

@@ -181,21 +181,27 @@ impl OfflineStore {
         new_files: &[DataFile],
         is_in: impl Fn(&TableMetadata) -> bool,
     ) -> Result<Option<OfflineTable>> {
-        let (name, location) = (&current.name, next_location(current)?);
+        let name = &current.name;
         let (location, next) = match self.catalog.writes_metadata() {
             true => {
-                let location = location.to_string();
-                self.warehouse.make_durable(&location, false, new_files).await?;
-                (location, Arc::new(next))
+                let somewhere = format!("{}/metadata/next", current.metadata.location());
+                self.warehouse.make_durable(&somewhere, false, new_files).await?;
+                (somewhere, Arc::new(next))
             }
-            false => self.write_metadata(next, location, new_files).await?,
+            false => self.write_metadata(next, next_location(current)?, new_files).await?,
         };
         let swap = || self.catalog.swap(current, &next, &location);
         if !self.settled(name, swap, |now| now.is_some_and(|now| is_in(&now.metadata))).await? {
             return Ok(None);
         }
         match self.catalog.writes_metadata() {
-            true => self.current(current).await.map(Some),
+            // Its files are named by now, whatever this says.
+            true => self.current(current).await.map(Some).map_err(|error| {
+                Error::unavailable(format!(
+                    "the change of table '{name}' took effect, but not more is known of it"
+                ))
+                .with_source(error)
+            }),
             false => OfflineTable::new(name.clone(), &location, next).map(Some),
         }
     }
@@ -244,7 +250,8 @@ impl OfflineStore {
         change: impl Fn() -> F,
         is_done: impl Fn(Option<&OfflineTable>) -> bool,
     ) -> Result<bool> {
-        let (mut attempt, mut is_in_doubt) = (0, false);
+        // A server may be asked twice by whoever stands before it, and tell of the second time.
+        let (mut attempt, mut is_in_doubt) = (0, self.catalog.writes_metadata());
         loop {
             let change = change();
             #[cfg(test)]
@@ -256,9 +263,10 @@ impl OfflineStore {
                     Ok(now) => return Ok(is_done(now.as_ref())),
                     Err(error) => error,
                 },
-                Err(error) if is_refusal(&error) => return Err(error),
+                Err(error) if is_refusal(&error) && !is_in_doubt => return Err(error),
                 Err(error) => match self.load(name).await {
                     Ok(now) if is_done(now.as_ref()) => return Ok(true),
+                    Ok(_) if is_refusal(&error) => return Err(error),
                     _ => error,
                 },
             };

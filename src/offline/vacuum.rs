@@ -50,8 +50,8 @@ struct Named {
 }
 
 impl OfflineStore {
-    /// Expires snapshots of `table` that were last current before `cutoff_us` (µs since 1970), but for `applied` and what
-    /// came after it, and deletes files that nobody needs.
+    /// Expires snapshots of `table` that were last current before `cutoff_us` (µs since 1970), but for those that are
+    /// `read`, and for `applied` and what came after it, and deletes files that nobody needs.
     ///
     /// # Errors
     /// `Conflict` where the table was dropped or replaced meanwhile, or stays contended. Nothing is deleted then.
@@ -60,6 +60,7 @@ impl OfflineStore {
         table: &OfflineTable,
         cutoff_us: i64,
         applied: Option<i64>,
+        read: &[i64],
     ) -> Result<Vacuumed> {
         let Some(directory) = self.directory(&table.metadata) else {
             return Err(Error::unsupported(format!(
@@ -75,7 +76,8 @@ impl OfflineStore {
                     table.name
                 )));
             };
-            let kept = kept(&current, cutoff_us.div_euclid(1000), applied)?;
+            let mut kept = kept(&current, cutoff_us.div_euclid(1000), applied)?;
+            kept.extend(read);
             let (kept, expired): (Vec<&SnapshotRef>, Vec<_>) =
                 current.metadata.snapshots().partition(|snapshot| kept.contains(&snapshot.snapshot_id()));
             let named = self.named(&current.metadata, &kept).await?;

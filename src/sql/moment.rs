@@ -221,7 +221,7 @@ pub(super) async fn settle(plan: &LogicalPlan, run: &Run) -> Result<()> {
     read_by(plan).await?;
     for read in stored(plan)? {
         if let Some(snapshot) = read.rows.table().snapshot() {
-            run.reads(read.rows.table().metadata().uuid(), snapshot.timestamp_ms() * 1000);
+            run.reads(read.rows.table().metadata().uuid(), snapshot.snapshot_id());
         }
     }
     Ok(())

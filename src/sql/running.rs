@@ -88,7 +88,7 @@ pub(super) struct Run {
     pub(super) sql: Arc<str>,
     pub(super) owner: Arc<Owner>,
     pub(super) started_us: i64,
-    /// The tables that it reads, and when what it reads of them was committed, in µs since 1970.
+    /// The tables that it reads, and which snapshots of them.
     reads: Mutex<Vec<(Uuid, i64)>>,
     state: AtomicU8,
     rows: AtomicU64,
@@ -114,16 +114,15 @@ impl Run {
         STATES[usize::from(self.state.load(Relaxed))]
     }
 
-    /// Says that it reads a table as it was committed at that time (µs since 1970).
-    pub(super) fn reads(&self, table: Uuid, committed_us: i64) {
-        self.reads.lock().push((table, committed_us));
+    /// Says that it reads that snapshot of a table.
+    pub(super) fn reads(&self, table: Uuid, snapshot: i64) {
+        self.reads.lock().push((table, snapshot));
     }
 
-    /// What of a table it may read: all that was current then (µs since 1970) or later.
-    pub(super) fn reads_from_us(&self, table: Uuid) -> i64 {
+    /// The snapshots of a table that it reads.
+    pub(super) fn read_of(&self, table: Uuid) -> Vec<i64> {
         let reads = self.reads.lock();
-        let of_table = reads.iter().filter(|(read, _)| *read == table).map(|(_, committed_us)| *committed_us);
-        of_table.min().map_or(self.started_us, |committed_us| committed_us.min(self.started_us))
+        reads.iter().filter(|(read, _)| *read == table).map(|(_, snapshot)| *snapshot).collect()
     }
 
     /// Says that it is a write that may take long.

@@ -218,10 +218,10 @@ impl Engine {
         let retain_us = i64::try_from(retain.as_micros()).unwrap_or(i64::MAX);
         let retained_us = self.clock.now_us().saturating_sub(retain_us);
         let id = self.offline.load(table).await?.map(|table| table.metadata().uuid());
-        let read_us = self.running.list().into_iter().map(|(run, _)| match id {
-            Some(id) => run.reads_from_us(id),
-            None => run.started_us,
-        });
-        self.ingest.vacuum(table, retained_us.min(read_us.min().unwrap_or(i64::MAX))).await
+        let running = self.running.list();
+        let started_us = running.iter().map(|(run, _)| run.started_us).min().unwrap_or(i64::MAX);
+        let read: Vec<i64> =
+            running.iter().flat_map(|(run, _)| id.map(|id| run.read_of(id)).unwrap_or_default()).collect();
+        self.ingest.vacuum(table, retained_us.min(started_us), &read).await
     }
 }

@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import shutil
 import signal
 import socket
 import subprocess
@@ -123,6 +124,8 @@ class SmallDisk:
         is_root = os.geteuid() == 0
         apart = ["unshare", "--mount"] if is_root else ["unshare", "--user", "--map-root-user", "--mount"]
         mounted = f"mount -t tmpfs -o size={mebibytes}m none '{self.folder}' && echo mounted && exec sleep infinity"
+        if not shutil.which("unshare"):
+            raise PermissionError("there is no unshare")
         self.holder = subprocess.Popen([*apart, "sh", "-c", mounted], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         if self.holder.stdout.readline() != b"mounted\n":
             raise PermissionError(self.holder.stderr.read().decode())

@@ -58,14 +58,17 @@ def test_a_group_lives_as_in_any_catalog(servers, rest_catalog):
 def test_tables_come_with_their_rows_and_are_not_replaced(servers, rest_catalog):
     one, two = servers
     with one.connect() as first, two.connect() as second:
-        run(first, "CREATE TABLE \"od/d 100%\" AS SELECT value AS n FROM generate_series(1, 3)")
-        assert rows(second, 'SELECT sum(n) FROM "od/d 100%"') == [(6,)]
+        run(first, "CREATE SCHEMA odd", "CREATE TABLE odd.\"od/d 100%\" AS SELECT value AS n FROM generate_series(1, 3)")
+        assert rows(second, 'SELECT sum(n) FROM odd."od/d 100%"') == [(6,)]
         with pytest.raises(adbc.Error, match="DROP TABLE"):
-            run(second, 'CREATE OR REPLACE TABLE "od/d 100%" AS SELECT 1 AS n')
-        run(second, 'INSERT INTO "od/d 100%" VALUES (4)')
-        assert rows(first, 'SELECT sum(n) FROM "od/d 100%"') == [(10,)]
-        run(first, 'DROP TABLE "od/d 100%"')
-        assert rows(second, "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'") == []
+            run(second, 'CREATE OR REPLACE TABLE odd."od/d 100%" AS SELECT 1 AS n')
+        run(second, 'INSERT INTO odd."od/d 100%" VALUES (4)')
+        assert rows(first, 'SELECT sum(n) FROM odd."od/d 100%"') == [(10,)]
+        for name in ("a\tb", "..", "."):
+            with pytest.raises(adbc.Error, match="cannot have the name"):
+                run(first, f'CREATE TABLE odd."{name}" (x BIGINT)')
+        run(first, 'DROP TABLE odd."od/d 100%"')
+        assert rows(second, "SELECT table_name FROM information_schema.tables WHERE table_schema = 'odd'") == []
 
 
 def test_writers_on_two_servers_lose_and_double_nothing(servers, rest_catalog):

@@ -16,7 +16,8 @@ use futures::{StreamExt, TryStreamExt};
 
 use iceberg::spec::{MAIN_BRANCH, SnapshotReference, TableMetadata};
 use iceberg::{TableRequirement, TableUpdate};
-use reqwest::header::CONTENT_TYPE;
+use reqwest::header::{CONTENT_TYPE, LOCATION};
+use reqwest::redirect::Policy;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 use url::Url;
@@ -39,7 +40,7 @@ const LAST_ADDED: i32 = -1;
 #[derive(Debug, Clone)]
 pub(in crate::offline) struct RestCatalog {
     client: Client,
-    /// With what stands before every resource.
+    /// What stands before every resource.
     base: Url,
     token_file: Option<PathBuf>,
     /// What errors call it.
@@ -56,10 +57,13 @@ impl RestCatalog {
     /// Asks the server at `url` how it wants to be spoken to. `token_file` is read for every request, so that a token may
     /// be renewed.
     pub(super) async fn open(url: &Url, token_file: Option<PathBuf>) -> Result<Self> {
-        let mut base = url.clone();
-        base.set_query(None);
-        let name: Arc<str> = base.as_str().trim_end_matches('/').into();
-        let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(ANSWER_TIMEOUT).build();
+        let base = versioned(url.clone());
+        let mut shown = url.clone();
+        shown.set_query(None);
+        let name: Arc<str> = shown.as_str().trim_end_matches('/').into();
+        // A redirected POST would become a GET, whose answer says nothing of a change.
+        let client = Client::builder().redirect(Policy::none());
+        let client = client.connect_timeout(CONNECT_TIMEOUT).timeout(ANSWER_TIMEOUT).build();
         let client =
             client.map_err(|e| Error::internal("there is no HTTP client for the catalog").with_source(e))?;
         let mut catalog = Self { client, base, token_file, name };
@@ -69,20 +73,27 @@ impl RestCatalog {
         if answer.status != StatusCode::OK {
             return Err(catalog.refused(&answer));
         }
-        // What the server insists on comes before what it proposes.
+        if let Some(elsewhere) = answer.body["overrides"]["uri"].as_str() {
+            let elsewhere = Url::parse(elsewhere).ok().filter(Url::has_host);
+            catalog.base = versioned(elsewhere.ok_or_else(|| catalog.strange("no URL of itself"))?);
+        }
+        // What the server insists on comes before what it proposes. It is escaped already.
         let prefix = ["overrides", "defaults"].iter().find_map(|kind| answer.body[kind]["prefix"].as_str());
-        catalog.base = catalog.resource(&[]);
-        for part in prefix.into_iter().flat_map(|prefix| prefix.split('/')).filter(|part| !part.is_empty()) {
-            push(&mut catalog.base, part);
+        if let Some(prefix) =
+            prefix.map(|prefix| prefix.trim_matches('/')).filter(|prefix| !prefix.is_empty())
+        {
+            let path = format!("{}/{prefix}", catalog.base.path().trim_end_matches('/'));
+            catalog.base.set_path(&path);
         }
         Ok(catalog)
     }
 
     pub(super) async fn namespaces(&self) -> Result<Vec<String>> {
-        let listed = self.listed(self.resource(&["namespaces"]), "namespaces").await?.unwrap_or_default();
+        let listed = self.listed(self.resource(&["namespaces"]), "namespaces").await?;
+        let listed = listed.ok_or_else(|| self.strange("no namespaces"))?;
         // A namespace within another is no schema.
         let of_one = |levels: &Value| match levels.as_array().map(Vec::as_slice) {
-            Some([Value::String(name)]) => Some(name.clone()),
+            Some([Value::String(name)]) if is_addressable(name) => Some(name.clone()),
             _ => None,
         };
         let mut names: Vec<String> = listed.iter().filter_map(of_one).collect();
@@ -91,16 +102,20 @@ impl RestCatalog {
     }
 
     pub(super) async fn create_namespace(&self, namespace: &str) -> Result<bool> {
+        addressable(namespace)?;
         let body = json!({ "namespace": [namespace], "properties": {} });
         let answer = self.ask(Method::POST, self.resource(&["namespaces"]), Some(body)).await?;
         self.done(&answer, &[StatusCode::CONFLICT])
     }
 
     pub(super) async fn drop_namespace(&self, namespace: &str) -> Result<bool> {
+        addressable(namespace)?;
         let answer = self.ask(Method::DELETE, self.resource(&["namespaces", namespace]), None).await?;
         self.done(&answer, &[StatusCode::CONFLICT, StatusCode::NOT_FOUND])
     }
 
+    /// Of a table that the server refuses to tell of, the metadata is where the server refuses it: reading it fails, and
+    /// that of others does not.
     pub(super) async fn tables(&self) -> Result<Vec<Entry>> {
         let mut names = Vec::new();
         for schema in self.namespaces().await? {
@@ -108,12 +123,18 @@ impl RestCatalog {
             // None where the namespace went meanwhile.
             for table in self.listed(listing, "identifiers").await?.unwrap_or_default() {
                 let name = table["name"].as_str().ok_or_else(|| self.strange("a table without a name"))?;
-                names.push(TableName::new(schema.clone(), name));
+                if is_addressable(name) {
+                    names.push(TableName::new(schema.clone(), name));
+                }
             }
         }
         let entries = futures::stream::iter(names).map(|name| async move {
-            let found = self.metadata_location(&name).await?;
-            Ok::<_, Error>(found.map(|metadata_location| Entry { name, metadata_location }))
+            let answer = self.ask(Method::GET, self.table_with_refs(&name)?, None).await?;
+            let location = self.location_in(&answer).unwrap_or_else(|error| {
+                tracing::warn!(table = %name, %error, "a table of the catalog cannot be read");
+                self.table(&name).ok().map(String::from)
+            });
+            Ok::<_, Error>(location.map(|metadata_location| Entry { name, metadata_location }))
         });
         let mut entries: Vec<Entry> =
             entries.buffer_unordered(ASKED_MAX).try_filter_map(async |entry| Ok(entry)).try_collect().await?;
@@ -122,11 +143,18 @@ impl RestCatalog {
     }
 
     pub(super) async fn metadata_location(&self, name: &TableName) -> Result<Option<String>> {
-        let mut table = self.table(name);
-        // Of the metadata itself as little as can be: it is read from where it is stored.
+        self.location_in(&self.ask(Method::GET, self.table_with_refs(name)?, None).await?)
+    }
+
+    /// Of the metadata itself as little as can be: it is read from where it is stored.
+    fn table_with_refs(&self, name: &TableName) -> Result<Url> {
+        let mut table = self.table(name)?;
         table.set_query(Some("snapshots=refs"));
-        let answer = self.ask(Method::GET, table, None).await?;
-        if !self.done(&answer, &[StatusCode::NOT_FOUND])? {
+        Ok(table)
+    }
+
+    fn location_in(&self, answer: &Answer) -> Result<Option<String>> {
+        if !self.done(answer, &[StatusCode::NOT_FOUND])? {
             return Ok(None);
         }
         match answer.body["metadata-location"].as_str() {
@@ -137,12 +165,13 @@ impl RestCatalog {
 
     /// Adds a table whose metadata is at `location`. `false` means that the name is taken.
     pub(super) async fn register(&self, name: &TableName, location: &str) -> Result<bool> {
+        self.table(name)?;
         let register = || {
             let body = json!({ "name": name.name, "metadata-location": location });
             self.ask(Method::POST, self.resource(&["namespaces", &name.schema, "register"]), Some(body))
         };
         let mut answer = register().await?;
-        if answer.status == StatusCode::NOT_FOUND {
+        if answer.is_absence() {
             self.create_namespace(&name.schema).await?;
             answer = register().await?;
         }
@@ -159,7 +188,7 @@ impl RestCatalog {
         let identifier = json!({ "namespace": [name.schema], "name": name.name });
         let (requirements, updates) = (requirements(current)?, updates(current, next)?);
         let body = json!({ "identifier": identifier, "requirements": requirements, "updates": updates });
-        let answer = self.ask(Method::POST, self.table(name), Some(body)).await?;
+        let answer = self.ask(Method::POST, self.table(name)?, Some(body)).await?;
         self.done(&answer, &[StatusCode::CONFLICT, StatusCode::NOT_FOUND])
     }
 
@@ -169,7 +198,7 @@ impl RestCatalog {
         if self.metadata_location(name).await?.as_deref() != Some(location) {
             return Ok(false);
         }
-        let mut table = self.table(name);
+        let mut table = self.table(name)?;
         table.set_query(Some("purgeRequested=false"));
         let answer = self.ask(Method::DELETE, table, None).await?;
         self.done(&answer, &[StatusCode::NOT_FOUND])
@@ -187,8 +216,8 @@ impl RestCatalog {
             if !self.done(&answer, &[StatusCode::NOT_FOUND])? {
                 return Ok(None);
             }
-            match answer.body[key].take() {
-                Value::Array(found) => all.extend(found),
+            match answer.body.get_mut(key).map(Value::take) {
+                Some(Value::Array(found)) => all.extend(found),
                 _ => return Err(self.strange("a listing of nothing")),
             }
             match answer.body["next-page-token"].as_str() {
@@ -198,16 +227,14 @@ impl RestCatalog {
         }
     }
 
-    fn table(&self, name: &TableName) -> Url {
-        self.resource(&["namespaces", &name.schema, "tables", &name.name])
+    fn table(&self, name: &TableName) -> Result<Url> {
+        addressable(&name.schema)?;
+        addressable(&name.name)?;
+        Ok(self.resource(&["namespaces", &name.schema, "tables", &name.name]))
     }
 
-    /// Below [`Self::base`], which gets its version here when nothing is known of the server yet.
     fn resource(&self, parts: &[&str]) -> Url {
         let mut url = self.base.clone();
-        if !url.path().split('/').any(|part| part == "v1") {
-            push(&mut url, "v1");
-        }
         parts.iter().for_each(|part| push(&mut url, part));
         url
     }
@@ -227,9 +254,11 @@ impl RestCatalog {
         }
         let answered = async {
             let response = request.send().await?;
-            Ok::<_, reqwest::Error>((response.status(), response.bytes().await?))
+            let location =
+                response.headers().get(LOCATION).and_then(|to| to.to_str().ok()).map(str::to_owned);
+            Ok::<_, reqwest::Error>((response.status(), location, response.bytes().await?))
         };
-        let (status, bytes) = answered.await.map_err(|e| {
+        let (status, location, bytes) = answered.await.map_err(|e| {
             let name = &self.name;
             Error::unavailable(format!(
                 "the catalog at '{name}' does not answer: see whether it is up and can be reached"
@@ -240,6 +269,12 @@ impl RestCatalog {
         if status.is_success() && !bytes.is_empty() && body.is_err() {
             return Err(self.strange("no JSON"));
         }
+        if status.is_redirection() {
+            let (name, to) = (&self.name, location.unwrap_or_default());
+            return Err(Error::invalid(format!(
+                "the catalog at '{name}' answers that it is elsewhere, '{to}': name that address in --catalog"
+            )));
+        }
         Ok(Answer { status, body: body.unwrap_or_default() })
     }
 
@@ -247,6 +282,7 @@ impl RestCatalog {
     fn done(&self, answer: &Answer, not: &[StatusCode]) -> Result<bool> {
         match answer.status {
             status if status.is_success() => Ok(true),
+            StatusCode::NOT_FOUND if !answer.is_absence() => Err(self.refused(answer)),
             status if not.contains(&status) => Ok(false),
             _ => Err(self.refused(answer)),
         }
@@ -257,8 +293,14 @@ impl RestCatalog {
         let said = answer.body["error"]["message"].as_str().unwrap_or_default();
         let said = if said.is_empty() { status.to_string() } else { format!("{status}: {said}") };
         match status {
-            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY | StatusCode::NOT_FOUND => {
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
                 Error::invalid(format!("the catalog at '{name}' does not take this: {said}"))
+            }
+            StatusCode::NOT_FOUND if answer.is_absence() => {
+                Error::invalid(format!("the catalog at '{name}' does not take this: {said}"))
+            }
+            StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_ACCEPTABLE | StatusCode::NOT_IMPLEMENTED => {
+                Error::unsupported(format!("the catalog at '{name}' has no such request: {said}"))
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::unavailable(format!(
                 "the catalog at '{name}' refuses access ({said}): see --catalog-token-file"
@@ -269,6 +311,37 @@ impl RestCatalog {
 
     fn strange(&self, what: &str) -> Error {
         Error::corrupt(format!("the catalog at '{}' answers with {what}", self.name))
+    }
+}
+
+impl Answer {
+    /// Whether the catalog says that something does not exist. Whoever else stands between may answer 404 too, and the
+    /// catalog does for a file that is missing.
+    fn is_absence(&self) -> bool {
+        let error = &self.body["error"];
+        let is_of_name = error["type"].as_str().is_none_or(|name| name != "NotFoundException");
+        self.status == StatusCode::NOT_FOUND && error["code"].as_u64() == Some(404) && is_of_name
+    }
+}
+
+/// The URL with the protocol's version at the end of its path, and without options.
+fn versioned(mut url: Url) -> Url {
+    url.set_query(None);
+    if !url.path().trim_end_matches('/').ends_with("/v1") {
+        push(&mut url, "v1");
+    }
+    url
+}
+
+/// Whether a name can be a part of a path: of some, URLs make others.
+fn is_addressable(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains(char::is_control)
+}
+
+fn addressable(name: &str) -> Result<()> {
+    match is_addressable(name) {
+        true => Ok(()),
+        false => Err(Error::invalid(format!("a REST catalog cannot have the name {name:?}"))),
     }
 }
 

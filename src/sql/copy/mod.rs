@@ -125,8 +125,10 @@ fn key_of(copy: &CopyFrom, files: &[CopyFile]) -> Result<IdempotencyKey> {
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     };
-    add(format!("{:?} {:?}", copy.columns.iter().map(normalized).collect::<Vec<_>>(), copy.options)
-        .as_bytes());
+    for column in &copy.columns {
+        add(normalized(column).as_bytes());
+    }
+    add(copy.options.in_a_key().as_bytes());
     for file in files {
         let unknown =
             |error| Error::unsupported("the files do not tell when they changed").with_source(error);

@@ -197,6 +197,22 @@ impl Options {
         Ok(())
     }
 
+    /// How files are read, as a part of keys that outlive this version: options that are not given add nothing.
+    pub(super) fn in_a_key(&self) -> String {
+        let byte = |byte: Option<u8>| byte.map(|byte| byte.to_string());
+        let given = [
+            ("format", self.format.map(|format| format.name().to_owned())),
+            ("compression", self.compression.map(|compression| compression.to_string())),
+            ("header", self.header.map(|header| header.to_string())),
+            ("delimiter", byte(self.delimiter)),
+            ("quote", byte(self.quote)),
+            ("escape", byte(self.escape)),
+            ("null", self.null.clone()),
+        ];
+        let given = given.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?)));
+        given.collect::<Vec<_>>().join("\n")
+    }
+
     /// Refuses what means nothing for files of this format.
     pub(super) fn check(&self, format: Format) -> Result<()> {
         let of_csv = [

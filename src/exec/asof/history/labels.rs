@@ -220,15 +220,19 @@ impl<K: Keys> Labels<K> {
         let share = all.div_ceil(threads.max(1) as u32).max(SHARE_LABELS_MIN);
         let shares: Vec<_> =
             (0..all).step_by(share as usize).map(|first| first..all.min(first + share)).collect();
+        let labels = &*self;
         let shares: Vec<Vec<Vec<u32>>> = std::thread::scope(|scope| {
-            let (labels, borders) = (&*self, borders.as_slice());
-            let others =
-                shares.iter().skip(1).map(|rows| scope.spawn(|| labels.by_range(borders, rows.clone())));
-            let others: Vec<_> = others.collect();
-            let mut done: Vec<_> =
-                shares.first().map(|rows| labels.by_range(borders, rows.clone())).into_iter().collect();
-            for other in others {
-                done.push(other.join().map_err(|_| internal_datafusion_err!("labels were not split"))?);
+            let split = |rows: &std::ops::Range<u32>| labels.by_range(&borders, rows.clone());
+            let begin = |rows| std::thread::Builder::new().spawn_scoped(scope, move || split(rows));
+            let others: Vec<_> = shares.iter().skip(1).map(|rows| (rows, begin(rows))).collect();
+            let mut done: Vec<_> = shares.first().map(split).into_iter().collect();
+            for (rows, other) in others {
+                done.push(match other {
+                    Ok(other) => {
+                        other.join().map_err(|_| internal_datafusion_err!("labels were not split"))?
+                    }
+                    Err(_) => split(rows), // there is no thread to be had
+                });
             }
             Ok::<_, DataFusionError>(done)
         })?;

@@ -56,7 +56,7 @@ impl Stage {
     }
 
     async fn vacuum(&self, cutoff_us: i64, applied: Option<i64>) -> Vacuumed {
-        self.store.vacuum(&self.table().await, cutoff_us, applied).await.unwrap()
+        self.store.vacuum(&self.table().await, cutoff_us, applied, &[]).await.unwrap()
     }
 
     async fn sum(&self, table: &OfflineTable) -> i64 {

@@ -126,7 +126,8 @@ async fn a_vacuum_leaves_what_a_running_statement_reads_of_the_past() {
     let mut versions = Vec::new();
     for x in 0..3 {
         session.update(&format!("INSERT INTO t VALUES ({x})"), None).await.unwrap();
-        let newest = "SELECT snapshot_id FROM \"t$snapshots\" ORDER BY sequence_number DESC LIMIT 1";
+        let newest = "SELECT snapshot_id FROM \"t$snapshots\" WHERE snapshot_id NOT IN \
+             (SELECT parent_id FROM \"t$snapshots\" WHERE parent_id IS NOT NULL)";
         versions.extend(counts(&session, newest).await);
     }
     let past = format!("SELECT count(*) FROM t FOR VERSION AS OF {}", versions[1]);
