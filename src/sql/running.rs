@@ -29,6 +29,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Kind, Metrics, outcome};
 use crate::spans;
 
+/// Ingests of so few rows come as often as look-ups do, and are told of as they are.
+const SMALL_WRITE_ROWS_MAX: u64 = 1000;
+
 /// Longer statements are cut where they are shown.
 const SQL_BYTES_MAX: usize = 4 << 10;
 
@@ -275,8 +278,10 @@ impl Running {
                 )
             };
         }
+        let is_small = run.rows() <= SMALL_WRITE_ROWS_MAX && error.is_none();
         match run.kind {
             Kind::Lookup if duration_us < self.slow_lookup_us => tell!(debug),
+            Kind::Ingest if is_small && duration_us < self.slow_lookup_us => tell!(debug),
             _ => tell!(info),
         }
     }

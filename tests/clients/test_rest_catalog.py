@@ -1,6 +1,9 @@
 """Tables in a catalog that speaks Iceberg's REST protocol: Iceberg's own server, over files of this machine."""
 
+import http.client
+import json
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import adbc_driver_manager as adbc
 import pytest
@@ -105,3 +108,92 @@ def test_a_catalog_that_is_gone_is_named_and_found_again(servers, rest_catalog):
         rest_catalog.start()
         run(connection, "CREATE TABLE t (x BIGINT)", "CHECKPOINT kept", "DROP TABLE t")
         assert rows(connection, "SELECT count(*) FROM kept") == [(1,)]
+
+
+class Gateway(ThreadingHTTPServer):
+    """Stands before the catalog: asks for a token, has the catalog below a path and a prefix, and fails when told to."""
+
+    PATH, PREFIX, TOKEN = "/some/v1/catalogs", "main%7Cshop", "not-for-logs"
+
+    def __init__(self, catalog):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.daemon_threads = True
+        self.catalog, self.fails_with, self.loses_answers = catalog, None, 0
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_address[1]}{self.PATH}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def answer(self, status, body, headers=()):
+        self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def handle_any(self):
+        gateway = self.server
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Authorization") != f"Bearer {gateway.TOKEN}":
+            return self.answer(401, b"who are you?")
+        if gateway.fails_with:
+            return self.answer(*gateway.fails_with)
+        path = self.path.removeprefix(f"{gateway.PATH}/v1")
+        if path.startswith("/config"):
+            config = {"defaults": {}, "overrides": {"prefix": gateway.PREFIX}}
+            return self.answer(200, json.dumps(config).encode())
+        assert path.startswith(f"/{gateway.PREFIX}/"), self.path
+        behind = http.client.HTTPConnection("127.0.0.1", gateway.catalog.port, timeout=30)
+        behind.request(self.command, "/v1" + path.removeprefix(f"/{gateway.PREFIX}"), body, {"Content-Type": "application/json"})
+        answered = behind.getresponse()
+        status, said = answered.status, answered.read()
+        if self.command == "POST" and gateway.loses_answers:
+            gateway.loses_answers -= 1
+            status, said = 503, b"<html>try again</html>"
+        return self.answer(status, said)
+
+    do_GET = do_POST = do_DELETE = handle_any
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_gateway_before_the_catalog(own_server, rest_catalog, tmp_path):
+    gateway = Gateway(rest_catalog)
+    token = tmp_path / "token"
+    token.write_text("wrong\n")
+    place = ["--catalog", gateway.url, "--catalog-token-file", token, "--warehouse", tmp_path / "warehouse"]
+    with pytest.raises(RuntimeError, match="refuses access"):
+        own_server(*place)
+    token.write_text(f"{gateway.TOKEN}\n")
+    gateway.fails_with = (308, b"", [("Location", "https://elsewhere/")])
+    with pytest.raises(RuntimeError, match="it is elsewhere, 'https://elsewhere/'"):
+        own_server(*place)
+    gateway.fails_with = None
+    server = own_server(*place, "--fold-interval", "100ms")
+    with server.connect() as connection:
+        run(connection, "CREATE SCHEMA behind")
+        run(connection, "CREATE FEATURE GROUP behind.g (id BIGINT, at TIMESTAMP, ENTITY KEY (id), EVENT TIME (at))")
+        gateway.loses_answers = 3
+        for first in (0, 2000):
+            values = f"SELECT value AS id, TIMESTAMP '2026-01-01' AS at FROM generate_series({first}, {first + 1999})"
+            run(connection, f"INSERT INTO behind.g {values}")
+        assert gateway.loses_answers == 0
+        count = "SELECT count(*), count(DISTINCT id) FROM behind.g"
+        assert rows(connection, count) == [(4000, 4000)]
+        # A page of somebody who does not know the catalog says nothing of what is in it.
+        run(connection, "INSERT INTO behind.g VALUES (4000, TIMESTAMP '2026-01-01')")
+        gateway.fails_with = (404, b"<html>no such page</html>")
+        for sql in ("CHECKPOINT behind.g", "CREATE TABLE behind.t (x BIGINT)"):
+            with pytest.raises(adbc.Error, match="(?i)unavailable"):
+                run(connection, sql)
+        gateway.fails_with = None
+        run(connection, "CHECKPOINT behind.g")
+        assert rows(connection, count) == [(4001, 4001)]
+    server.stop()
+    assert gateway.TOKEN not in server.log.read_text()
+    gateway.shutdown()
