@@ -178,7 +178,7 @@ serve_args! {
     log_format "FLETCHING_LOG_FORMAT" "FORMAT";
     /// error, warn, info, debug, trace, or directives such as fletching=debug [default: info]
     log_level "FLETCHING_LOG_LEVEL" "LEVEL";
-    /// Look-ups that take this long are logged as other statements are [default: 100ms]
+    /// Look-ups and small ingests that take this long are logged as other statements are [default: 100ms]
     slow_lookup "FLETCHING_SLOW_LOOKUP" "DURATION";
     /// Where traces go: the URL of an OpenTelemetry collector that takes OTLP over gRPC [default: nowhere]
     otlp_endpoint "FLETCHING_OTLP_ENDPOINT" "URL";
