@@ -2,13 +2,14 @@
 
 import http.client
 import json
+import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import adbc_driver_manager as adbc
 import pytest
 
-from support import rows, rows_by_pyiceberg, run
+from support import BINARY, rows, rows_by_pyiceberg, run
 
 WRITERS, WRITES, BULK = 3, 12, 1500
 
@@ -162,23 +163,29 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def refused(place, folder):
+    """What a server says that does not start."""
+    serve = [BINARY, "serve", "--data-dir", folder / "refused", "--listen", "127.0.0.1:0", "--http-listen", "off"]
+    done = subprocess.run([*serve, *place], capture_output=True, timeout=120, check=False)
+    assert done.returncode in (1, 2)
+    return done.stderr.decode()
+
+
 def test_a_gateway_before_the_catalog(own_server, rest_catalog, tmp_path):
     gateway = Gateway(rest_catalog)
     token = tmp_path / "token"
     token.write_text("wrong\n")
     place = ["--catalog", gateway.url, "--catalog-token-file", token, "--warehouse", tmp_path / "warehouse"]
-    with pytest.raises(RuntimeError, match="refuses access"):
-        own_server(*place)
+    assert "refuses access" in refused(place, tmp_path)
     token.write_text(f"{gateway.TOKEN}\n")
     gateway.fails_with = (308, b"", [("Location", "https://elsewhere/")])
-    with pytest.raises(RuntimeError, match="it is elsewhere, 'https://elsewhere/'"):
-        own_server(*place)
+    assert "it is elsewhere, 'https://elsewhere/'" in refused(place, tmp_path)
     gateway.fails_with = None
     server = own_server(*place, "--fold-interval", "100ms")
     with server.connect() as connection:
         run(connection, "CREATE SCHEMA behind")
         run(connection, "CREATE FEATURE GROUP behind.g (id BIGINT, at TIMESTAMP, ENTITY KEY (id), EVENT TIME (at))")
-        gateway.loses_answers = 3
+        gateway.loses_answers = 2
         for first in (0, 2000):
             values = f"SELECT value AS id, TIMESTAMP '2026-01-01' AS at FROM generate_series({first}, {first + 1999})"
             run(connection, f"INSERT INTO behind.g {values}")
