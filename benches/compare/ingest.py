@@ -2,7 +2,8 @@
 
 Bulk: the same Parquet files of twelve columns, in order of arrival, into sorted files (Fletching, DuckDB) or as they come
 (pyiceberg); rates are rows over seconds until they are durable, memory is that of the process that writes. Trickle: a load generator
-(benches/serving) whose writers each ingest one row by DoPut and wait until it is acknowledged. Single: one client, one row after the
+(benches/serving) whose writers each write one row and wait until it is acknowledged: as the next batch of a stream of writes, or by a
+DoPut of its own. Single: one client, one row after the
 other. Online: the newest row of every entity into an empty Redis, out of a history that is there.
 Servers, Redis and clients share the machine's CPUs. Every count is checked.
 """
@@ -11,6 +12,7 @@ import argparse
 import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -119,21 +121,22 @@ def count_of(value):
 def trickle(options, size):
     """One row a write; everything that was acknowledged must be there."""
     rows = []
-    for online in (False, True):
+    for by, online in product(("stream", "call"), (False, True)):
         found = []
         for turn in range(options.runs):
             with fresh_server() as server:
                 create(server, "user_features", TEN, online)
                 result = serving.generate(
                     "write", serving.http(server), size, group="user_features", features=len(TEN),
-                    writers=size.writers, connections=size.writers,
+                    writers=size.writers, connections=size.writers, by=by,
                 )
                 there = int(server.sql("SELECT count(*) FROM user_features")[0][0])
             check(there == result["acknowledged_rows"], f"{result['acknowledged_rows']} acknowledged, {there} there")
-            say(f"turn {turn + 1}, trickle, online {online}: {result['calls_per_second']:.0f} writes/s")
+            say(f"turn {turn + 1}, trickle, a {by}, online {online}: {result['calls_per_second']:.0f} writes/s")
             found.append(result)
         figures = [median(result[key] for result in found) for key in ("p50_ms", "p99_ms", "p999_ms")]
-        name = f"{size.writers} connections, {'offline and online' if online else 'offline'}"
+        way = "a stream of writes each" if by == "stream" else "a call a write"
+        name = f"{size.writers} connections, {way}, {'offline and online' if online else 'offline'}"
         rate = median(result["calls_per_second"] for result in found)
         rows.append([name, count_of(rate), *(f"{figure:.2f}" for figure in figures)])
     header = ["trickle, one row a write", "writes/s (goal ≥ 10,000)", "p50 ms", "p99 ms (goal ≤ 20)", "p99.9 ms"]

@@ -1,4 +1,5 @@
-//! Small writes: writers that each ingest a row, or a few, by one `DoPut`, and wait until it is acknowledged.
+//! Small writes: writers that each write a row, or a few, and wait until it is acknowledged: by a `DoPut` of its own, or as
+//! the next batch of one `DoPut` for all writes of the writer.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -6,13 +7,17 @@ use std::time::Instant;
 use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::ipc::writer::IpcWriteOptions;
 use arrow_flight::flight_service_client::FlightServiceClient;
-use arrow_flight::sql::{Any, CommandStatementIngest, ProstMessageExt, TableDefinitionOptions};
-use arrow_flight::{FlightData, FlightDescriptor, SchemaAsIpc};
+use arrow_flight::sql::{
+    Any, CommandStatementIngest, DoPutUpdateResult, ProstMessageExt, TableDefinitionOptions,
+};
+use arrow_flight::{FlightData, FlightDescriptor, PutResult, SchemaAsIpc};
 use bytes::Bytes;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use futures::future::try_join_all;
 use prost::Message;
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use crate::Failure;
@@ -49,12 +54,23 @@ pub(crate) struct WriteArgs {
     /// Connections they share
     #[arg(long, default_value_t = 64)]
     connections: usize,
+    /// How each write goes
+    #[arg(long, value_enum, default_value = "call")]
+    by: By,
     /// Seconds before anything counts
     #[arg(long, default_value_t = 1.0)]
     warm_up: f64,
     /// Seconds that count
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum By {
+    /// A bulk ingest of its own
+    Call,
+    /// The next batch of a stream of writes
+    Stream,
 }
 
 /// Writes, and says what happened: `acknowledged_rows` are all that the group must have now, of these writers.
@@ -68,6 +84,7 @@ pub(crate) async fn run(args: WriteArgs) -> Result<Value, Failure> {
     let writing = (0..args.writers).zip(channels.iter().cycle()).map(|(number, channel)| {
         let writer = Writer {
             server: args.server.clone(),
+            by: args.by,
             client: FlightServiceClient::new(channel.clone()),
             shape: Arc::clone(&shape),
             entities: Entities::new(args.entities, number),
@@ -85,6 +102,19 @@ pub(crate) async fn run(args: WriteArgs) -> Result<Value, Failure> {
     let mut found = all.to_json(args.rows);
     found["acknowledged_rows"] = json!(acknowledged * args.rows as u64);
     Ok(found)
+}
+
+fn ingest(group: &str) -> Any {
+    let command = CommandStatementIngest {
+        table_definition_options: Some(TableDefinitionOptions::default()),
+        table: group.to_owned(),
+        schema: None,
+        catalog: None,
+        temporary: false,
+        transaction_id: None,
+        options: std::collections::HashMap::new(),
+    };
+    command.as_any()
 }
 
 /// What all writes have in common. They are of one shape, so one is encoded, and the others differ in their values.
@@ -109,18 +139,12 @@ impl Shape {
             columns.push((name(number), Arc::new(Float64Array::from(vec![0.0; args.rows]))));
         }
         let batch = RecordBatch::try_from_iter(columns)?;
-        let command = CommandStatementIngest {
-            table_definition_options: Some(TableDefinitionOptions::default()),
-            table: args.group.clone(),
-            schema: None,
-            catalog: None,
-            temporary: false,
-            transaction_id: None,
-            options: std::collections::HashMap::new(),
+        let command = match args.by {
+            By::Call => ingest(&args.group).encode_to_vec(),
+            By::Stream => json!({ "append": args.group }).to_string().into_bytes(),
         };
-        let command: Any = command.as_any();
         let opening = FlightData::from(SchemaAsIpc::new(&batch.schema(), &IpcWriteOptions::default()))
-            .with_descriptor(FlightDescriptor::new_cmd(command.encode_to_vec()));
+            .with_descriptor(FlightDescriptor::new_cmd(command));
         let message = encode(&batch)?;
         let header = parse(&message)?.header_as_record_batch().ok_or("not a batch")?;
         let buffers = header.buffers().ok_or("no buffers")?;
@@ -151,6 +175,7 @@ impl Shape {
 
 struct Writer {
     server: Server,
+    by: By,
     client: FlightServiceClient<Channel>,
     shape: Arc<Shape>,
     entities: Entities,
@@ -164,30 +189,62 @@ impl Writer {
     /// Writes again as soon as it has its answer. A write that fails ends it all: what became of it nobody knows.
     async fn run(mut self, window: Window) -> Result<(u64, Record), Failure> {
         let mut record = Record::new(window)?;
-        loop {
-            let started = Instant::now();
-            if started >= window.until {
-                return Ok((self.acknowledged, record));
-            }
-            self.write().await?;
+        match self.by {
+            By::Call => self.call(window, &mut record).await?,
+            By::Stream => self.stream(window, &mut record).await?,
+        }
+        Ok((self.acknowledged, record))
+    }
+
+    async fn call(&mut self, window: Window, record: &mut Record) -> Result<(), Failure> {
+        while let Some(started) = begins(window) {
+            let messages = tokio_stream::iter([self.shape.opening.clone(), self.rows()]);
+            let mut answers = self.client.do_put(self.server.request(messages)?).await?.into_inner();
+            self.acknowledge(answers.message().await?)?;
             record.ended(started, Ok(()))?;
+        }
+        Ok(())
+    }
+
+    async fn stream(&mut self, window: Window, record: &mut Record) -> Result<(), Failure> {
+        let (sender, receiver) = mpsc::channel(1);
+        sender.try_send(self.shape.opening.clone())?;
+        let request = self.server.request(ReceiverStream::new(receiver))?;
+        let mut answers = self.client.do_put(request).await?.into_inner();
+        while let Some(started) = begins(window) {
+            sender.send(self.rows()).await?;
+            self.acknowledge(answers.message().await?)?;
+            record.ended(started, Ok(()))?;
+        }
+        drop(sender);
+        match answers.message().await? {
+            None => Ok(()),
+            Some(_) => Err("more was acknowledged than was written".into()),
         }
     }
 
-    async fn write(&mut self) -> Result<(), Failure> {
+    /// The next write.
+    fn rows(&mut self) -> FlightData {
         let (entities, time_us, step_us) = (&mut self.entities, &mut self.time_us, self.step_us);
-        let rows = self.shape.message(|| {
+        self.shape.message(|| {
             *time_us += step_us;
             (entities.draw(), *time_us)
-        });
-        let messages = tokio_stream::iter([self.shape.opening.clone(), rows]);
-        let mut answer = self.client.do_put(self.server.request(messages)?).await?.into_inner();
-        let acknowledged = answer.message().await?.ok_or("a write was not acknowledged")?;
-        let written = arrow_flight::sql::DoPutUpdateResult::decode(acknowledged.app_metadata)?.record_count;
+        })
+    }
+
+    fn acknowledge(&mut self, answer: Option<PutResult>) -> Result<(), Failure> {
+        let answer = answer.ok_or("a write was not acknowledged")?;
+        let written = DoPutUpdateResult::decode(answer.app_metadata)?.record_count;
         if written != self.shape.rows as i64 {
             return Err(format!("{written} rows were acknowledged of {}", self.shape.rows).into());
         }
         self.acknowledged += 1;
         Ok(())
     }
+}
+
+/// When the next write begins, if one does.
+fn begins(window: Window) -> Option<Instant> {
+    let now = Instant::now();
+    (now < window.until).then_some(now)
 }

@@ -4,13 +4,15 @@
 use std::io::{self, Read};
 use std::panic::AssertUnwindSafe;
 
+use arrow::array::RecordBatch;
 use arrow::ipc::{CompressionType, RecordBatch as BatchHeader, root_as_message};
 use arrow_flight::FlightData;
-use arrow_flight::decode::{DecodedFlightData, FlightDataDecoder};
+use arrow_flight::decode::{DecodedFlightData, DecodedPayload, FlightDataDecoder};
 use arrow_flight::error::FlightError;
-use futures::stream::{BoxStream, Stream, StreamExt};
-
+use bytes::Bytes;
+use futures::stream::{self, BoxStream, Stream, StreamExt, TryStreamExt};
 use lz4_flex::frame::FrameDecoder;
+use tonic::Streaming;
 
 use super::status::from_decoder;
 use crate::error::{Error, Result};
@@ -33,6 +35,29 @@ pub(super) fn decoded(
         Err(_) => Err(Error::invalid("the data sent is not an Arrow stream: it cannot be decoded")),
     });
     decoded.boxed()
+}
+
+/// A batch, and the metadata that came with it.
+pub(super) type Tagged = (RecordBatch, Bytes);
+
+/// The batches of a client's stream behind the schema that it begins with.
+pub(super) fn tagged(first: FlightData, rest: Streaming<FlightData>) -> BoxStream<'static, Result<Tagged>> {
+    // The descriptor, and metadata, may come in messages that hold nothing else.
+    let messages = stream::iter([Ok(first)]).chain(rest.map_err(FlightError::from));
+    let messages = messages.try_filter(|message| std::future::ready(!message.data_header.is_empty()));
+    let mut begun = false;
+    let batches = decoded(messages).try_filter_map(move |message| {
+        let batch = match message.payload {
+            DecodedPayload::None => Ok(None),
+            DecodedPayload::Schema(_) if !std::mem::replace(&mut begun, true) => Ok(None),
+            DecodedPayload::Schema(_) => {
+                Err(Error::invalid("the schema changed in the middle of the stream"))
+            }
+            DecodedPayload::RecordBatch(batch) => Ok(Some((batch, message.inner.app_metadata))),
+        };
+        std::future::ready(batch)
+    });
+    batches.boxed()
 }
 
 /// Whether the buffers of a batch lie within its body.
@@ -95,13 +120,10 @@ mod tests {
 
     use std::sync::Arc;
 
-    use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+    use crate::error::ErrorKind;
+    use arrow::array::{ArrayRef, Int64Array};
     use arrow::ipc::writer::IpcWriteOptions;
     use arrow_flight::encode::FlightDataEncoderBuilder;
-    use futures::TryStreamExt;
-    use futures::stream;
-
-    use crate::error::ErrorKind;
 
     #[tokio::test]
     async fn a_compressed_buffer_that_holds_more_than_it_says_is_refused() {

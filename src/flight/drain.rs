@@ -41,9 +41,10 @@ pub(super) struct InFlight(Arc<Drain>);
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.state.send_modify(|state| {
+        self.0.state.send_if_modified(|state| {
             state.in_flight -= 1;
             state.finished += 1;
+            state.phase > Phase::Open // before that nobody waits for a call to end
         });
     }
 }

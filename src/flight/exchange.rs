@@ -10,13 +10,10 @@ use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
 use arrow_flight::FlightData;
-use arrow_flight::decode::DecodedPayload;
-use arrow_flight::error::FlightError;
-use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tonic::{Status, Streaming};
 
-use super::decode::decoded;
+use super::decode::{Tagged, tagged};
 use super::direct::Direct;
 use super::drain::Drain;
 use super::message::Message;
@@ -32,7 +29,7 @@ const TOGETHER_MAX: usize = 64;
 const TOGETHER_ROWS_MAX: usize = 256;
 
 /// A batch of parameters, and the metadata that goes back with its answer.
-type Question = (RecordBatch, Bytes);
+type Question = Tagged;
 
 /// Answers the questions of one stream.
 pub(super) async fn exchange(
@@ -66,7 +63,7 @@ pub(super) async fn exchange(
         drain.draining().await;
         Error::unavailable("the server is stopping: ask another, or again when it is back")
     });
-    let questions = Stoppable::new(questions(first, messages), stopping, ());
+    let questions = Stoppable::new(tagged(first, messages).map_err(Status::from).boxed(), stopping, ());
     let asked = Arc::new(Asked { session, sql: direct.query, schema });
     if let Some(rows_each) = prepared.rows_each {
         let together = questions.ready_chunks(TOGETHER_MAX).map(move |questions| {
@@ -82,27 +79,6 @@ pub(super) async fn exchange(
         async move { asked.answer(question?).await }
     });
     Ok(opening.chain(answers.try_flatten()).boxed())
-}
-
-/// The batches of the client, without the schema before them.
-fn questions(first: FlightData, rest: Streaming<FlightData>) -> Answers<Question> {
-    // The descriptor, and metadata, may come in messages that hold nothing else.
-    let messages = stream::iter([Ok(first)]).chain(rest.map_err(FlightError::from));
-    let messages = messages.try_filter(|message| std::future::ready(!message.data_header.is_empty()));
-    let decoded = decoded(messages);
-    let mut begun = false;
-    let questions = decoded.try_filter_map(move |message| {
-        let question = match message.payload {
-            DecodedPayload::None => Ok(None),
-            DecodedPayload::Schema(_) if !std::mem::replace(&mut begun, true) => Ok(None),
-            DecodedPayload::Schema(_) => {
-                Err(Error::invalid("the schema changed in the middle of an exchange"))
-            }
-            DecodedPayload::RecordBatch(batch) => Ok(Some((batch, message.inner.app_metadata))),
-        };
-        std::future::ready(question)
-    });
-    questions.map_err(Status::from).boxed()
 }
 
 /// What an exchange asks for.

@@ -1,6 +1,7 @@
 //! The door: Arrow Flight SQL over gRPC. No other room of the server names tonic or arrow_flight.
 
 mod actions;
+mod append;
 mod auth;
 mod body;
 mod commands;

@@ -1,4 +1,4 @@
-//! `DoPut`: updates, bound parameters and bulk ingest.
+//! `DoPut`: updates, bound parameters, bulk ingest, and streams of writes ([`super::append`]).
 
 use std::sync::Arc;
 
@@ -14,17 +14,21 @@ use arrow_flight::sql::{
 use arrow_flight::{FlightData, PutResult};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use prost::Message;
 use tonic::Streaming;
 
+use super::append::append;
 use super::commands::Request;
 use super::decode::decoded;
+use super::direct::Direct;
+use super::drain::Drain;
 use super::handle::Statement;
 use super::metadata::CATALOG;
 use super::security::Seals;
 use super::status::from_client_stream;
+use super::stream::Answers;
 use crate::error::{Error, Result};
 use crate::model::IdempotencyKey;
 use crate::sql::{IfExists, IfNotExists, IngestTarget, Session};
@@ -40,17 +44,39 @@ const NOTHING_PUT: &str = "the stream ended before its first message: some clien
 pub(super) async fn put(
     session: &Arc<Session>,
     seals: &Seals,
+    drain: &Arc<Drain>,
     key: Option<IdempotencyKey>,
     mut messages: Streaming<FlightData>,
-) -> Result<PutResult> {
+) -> Result<Answers<PutResult>> {
     let first = messages.message().await.map_err(|status| from_client_stream(&status))?;
     let mut first = first.ok_or_else(|| Error::invalid(NOTHING_PUT))?;
     let descriptor = first
         .flight_descriptor
         .take()
         .ok_or_else(|| Error::invalid("the first message of a put must carry a descriptor"))?;
-    let rows = Rows::open(first, messages);
-    match Request::of_descriptor(&descriptor, seals)? {
+    if Direct::is(&descriptor.cmd) {
+        if key.is_some() {
+            return Err(Error::invalid(
+                "the header fletching-idempotency-key names one write, and this stream has many: give each batch its \
+                 own key, as its app_metadata",
+            ));
+        }
+        return append(session, Arc::clone(drain), &descriptor.cmd, first, messages).await;
+    }
+    let request = Request::of_descriptor(&descriptor, seals)?;
+    let result = put_one(session, seals, key, request, Rows::open(first, messages)).await?;
+    Ok(stream::iter([Ok(result)]).boxed())
+}
+
+/// What is answered when all of it is done.
+async fn put_one(
+    session: &Arc<Session>,
+    seals: &Seals,
+    key: Option<IdempotencyKey>,
+    request: Request,
+    rows: impl Future<Output = Result<Rows>>,
+) -> Result<PutResult> {
+    match request {
         Request::Update(statement) => update(session, &statement, None, key).await,
         Request::PreparedUpdate(statement) => {
             let rows = rows.await?.collect().await?;
@@ -78,7 +104,7 @@ async fn update(
     Ok(affected_rows(affected))
 }
 
-fn affected_rows(rows: u64) -> PutResult {
+pub(super) fn affected_rows(rows: u64) -> PutResult {
     let result = DoPutUpdateResult { record_count: i64::try_from(rows).unwrap_or(i64::MAX) };
     PutResult { app_metadata: result.encode_to_vec().into() }
 }
@@ -152,9 +178,9 @@ impl Rows {
     async fn open(first: FlightData, rest: Streaming<FlightData>) -> Result<Self> {
         let rest = rest.map_err(FlightError::from);
         if first.data_header.is_empty() {
-            return Ok(Self { schema: None, batches: futures::stream::empty().boxed() });
+            return Ok(Self { schema: None, batches: stream::empty().boxed() });
         }
-        let messages = futures::stream::iter([Ok(first)]).chain(rest);
+        let messages = stream::iter([Ok(first)]).chain(rest);
         let mut decoder = decoded(messages);
         let payload = decoder.try_next().await?.map(|message| message.payload);
         let Some(DecodedPayload::Schema(schema)) = payload else {

@@ -144,15 +144,21 @@ impl Service {
     }
 
     /// Answers that end when the door closes.
-    fn stoppable(&self, answers: Answers<Message>, held: (Arc<Session>, InFlight)) -> Answers<Message> {
+    fn stoppable<T: Send + 'static>(
+        &self,
+        answers: Answers<T>,
+        held: (Arc<Session>, InFlight),
+    ) -> Answers<T> {
         let drain = Arc::clone(&self.drain);
         Stoppable::new(answers, Box::pin(async move { drain.stopped().await }), held).boxed()
     }
 
-    async fn put(&self, call: Call<Streaming<FlightData>>) -> Result<PutResult> {
+    async fn put(&self, call: Call<Streaming<FlightData>>) -> Result<Answers<PutResult>> {
         let key = idempotency::key(call.metadata())?;
-        let (session, _in_flight) = self.enter(&call, true)?;
-        self.until_stopped(put::put(&session, &self.seals, key, call.into_inner())).await
+        let (session, in_flight) = self.enter(&call, true)?;
+        let answers = put::put(&session, &self.seals, &self.drain, key, call.into_inner());
+        let answers = self.until_stopped(answers).await?;
+        Ok(self.stoppable(answers, (session, in_flight)))
     }
 
     async fn act(&self, call: Call<Action>) -> Result<Response<Answers<arrow_flight::Result>>> {
@@ -234,7 +240,7 @@ impl FlightService for Service {
     }
 
     async fn do_put(&self, call: Call<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
-        Ok(Response::new(one(self.put(call).await?)))
+        Ok(Response::new(self.put(call).await?))
     }
 
     async fn do_exchange(

@@ -30,8 +30,8 @@ use catch_up::Locks;
 pub(crate) use conform::{Conform, lossless};
 pub(crate) use freshness::{Freshness, Lag};
 use stamp::Stamps;
-pub(crate) use trickle::Appended;
 use trickle::Trickle;
+pub(crate) use trickle::{Append, Appended};
 
 /// The one way rows get in: from SQL and from bulk ingest.
 #[derive(Debug)]

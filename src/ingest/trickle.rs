@@ -86,6 +86,13 @@ pub(crate) struct Appended {
     pub(crate) written: u64,
 }
 
+/// One write of several into one table.
+#[derive(Debug)]
+pub(crate) struct Append {
+    pub(crate) rows: RecordBatch,
+    pub(crate) key: Option<IdempotencyKey>,
+}
+
 /// The rows of a write: few, or not.
 pub(crate) enum Few {
     Rows(RecordBatch),
@@ -99,8 +106,7 @@ impl Few {
         let (mut read, mut count, mut bytes) = (Vec::new(), 0, 0);
         while let Some(batch) = rows.try_next().await? {
             count += batch.num_rows();
-            let own = batch.columns().iter().map(|column| column.to_data().get_slice_memory_size());
-            bytes += own.sum::<Result<usize, _>>()?;
+            bytes += bytes_of(&batch)?;
             read.push(batch);
             if count > FEW_ROWS_MAX || bytes > FEW_BYTES_MAX {
                 let read = futures::stream::iter(read.into_iter().map(Ok));
@@ -162,16 +168,46 @@ impl Ingest {
             Few::Rows(rows) => rows,
             many => return Ok(Err(many.into_stream())),
         };
+        let write = Append { rows, key: key.cloned() };
+        match self.append_few_each(name, std::slice::from_ref(&write)).await.pop() {
+            Some(appended) => appended.map(Ok),
+            None => Ok(Err(Few::Rows(write.rows).into_stream())),
+        }
+    }
+
+    /// Makes writes of few rows each into a feature group that was written to before, in their order. There are fewer
+    /// outcomes than writes where one fails, whose error is the last, or where the next is not for this: it has many rows,
+    /// or its group has to be found first.
+    pub(crate) async fn append_few_each(
+        self: &Arc<Self>,
+        name: &TableName,
+        writes: &[Append],
+    ) -> Vec<Result<Appended>> {
+        let few = match self.offline.has_log() {
+            true => writes.iter().take_while(|write| is_few(&write.rows)).count(),
+            false => 0,
+        };
+        let mut outcomes = Vec::with_capacity(few);
         for _ in 0..DEFINITIONS_TRIED_MAX {
+            let left = &writes[outcomes.len()..few];
+            if left.is_empty() {
+                break;
+            }
             let Some((group, table)) = self.trickle.known.get(name) else { break };
-            match self.log_write(&group, &table, &rows, key, true).await? {
-                Outcome::Rows(written) => {
-                    return Ok(Ok(Appended { rows: rows.num_rows() as u64, written }));
+            for (write, outcome) in left.iter().zip(self.log_writes(&group, &table, left, true).await) {
+                match outcome {
+                    Ok(Outcome::Rows(written)) => {
+                        outcomes.push(Ok(Appended { rows: write.rows.num_rows() as u64, written }));
+                    }
+                    Ok(Outcome::Stale) => break, // so are all behind it, and the round has put down what the group is now
+                    Err(error) => {
+                        outcomes.push(Err(error));
+                        return outcomes;
+                    }
                 }
-                Outcome::Stale => {} // the round has put down what the group is now
             }
         }
-        Ok(Err(Few::Rows(rows).into_stream()))
+        outcomes
     }
 
     /// Appends to a feature group by the log where the rows are few and there is a log; `Err` gives them back.
@@ -186,30 +222,57 @@ impl Ingest {
             return Ok(Err(rows));
         }
         match Few::of(rows).await? {
-            Few::Rows(rows) => match self.log_write(group, table, &rows, key, false).await? {
-                Outcome::Rows(count) => Ok(Ok(count)),
-                Outcome::Stale => Err(Error::internal("a write of any definition was refused for its own")),
-            },
+            Few::Rows(rows) => {
+                let write = Append { rows, key: key.cloned() };
+                match self.log_writes(group, table, std::slice::from_ref(&write), false).await.pop() {
+                    Some(Ok(Outcome::Rows(count))) => Ok(Ok(count)),
+                    Some(Err(error)) => Err(error),
+                    Some(Ok(Outcome::Stale)) | None => {
+                        Err(Error::internal("a write of any definition was refused for its own"))
+                    }
+                }
+            }
             many => Ok(Err(many.into_stream())),
         }
     }
 
-    async fn log_write(
+    /// Makes the writes in one round, in their order. Those behind the first whose rows do not fit are not made, and have
+    /// no outcome.
+    async fn log_writes(
         self: &Arc<Self>,
         group: &Arc<FeatureGroup>,
         table: &OfflineTable,
-        rows: &RecordBatch,
-        key: Option<&IdempotencyKey>,
+        writes: &[Append],
         is_exact: bool,
-    ) -> Result<Outcome> {
-        let rows = Conform::to_group(group, &rows.schema())?.batch(rows)?;
-        if rows.num_rows() == 0 {
-            return Ok(Outcome::Rows(0));
+    ) -> Vec<Result<Outcome>> {
+        let (mut queued, mut answers) = (Vec::with_capacity(writes.len()), Vec::with_capacity(writes.len()));
+        let mut conforming: Option<(SchemaRef, Conform)> = None;
+        let mut unfit = None;
+        for Append { rows, key } in writes {
+            let rows = match conformed(group, rows, &mut conforming) {
+                Ok(rows) => rows,
+                Err(error) => {
+                    unfit = Some(Err(error));
+                    break;
+                }
+            };
+            let (done, answer) = oneshot::channel();
+            let (group, table, key) = (Arc::clone(group), table.clone(), key.clone());
+            let write = Write { group, table, rows, key, is_exact, done };
+            match write.rows.num_rows() {
+                0 => write.answer(Ok(Outcome::Rows(0))),
+                _ => queued.push(write),
+            }
+            answers.push(answer);
         }
-        let (done, answer) = oneshot::channel();
-        let (group, table, key) = (Arc::clone(group), table.clone(), key.cloned());
-        self.queue(vec![Write { group, table, rows, key, is_exact, done }]);
-        answer.await.map_err(|_| Error::internal("a round of writes did not end: see the log"))?
+        self.queue(queued);
+        let mut outcomes = Vec::with_capacity(writes.len());
+        for answer in answers {
+            let unanswered = |_| Err(Error::internal("a round of writes did not end: see the log"));
+            outcomes.push(answer.await.unwrap_or_else(unanswered));
+        }
+        outcomes.extend(unfit);
+        outcomes
     }
 
     /// Has the writes made, in the round that is to come.
@@ -463,6 +526,32 @@ impl Accepted {
             }
         }
     }
+}
+
+fn is_few(rows: &RecordBatch) -> bool {
+    rows.num_rows() <= FEW_ROWS_MAX && bytes_of(rows).is_ok_and(|bytes| bytes <= FEW_BYTES_MAX)
+}
+
+/// What the rows themselves take, whatever larger batch they are a part of.
+fn bytes_of(rows: &RecordBatch) -> Result<usize> {
+    let own = rows.columns().iter().map(|column| column.to_data().get_slice_memory_size());
+    Ok(own.sum::<Result<usize, _>>()?)
+}
+
+/// The rows as the group has them; `conforming` is how that is done for rows of the schema of those before.
+fn conformed(
+    group: &FeatureGroup,
+    rows: &RecordBatch,
+    conforming: &mut Option<(SchemaRef, Conform)>,
+) -> Result<RecordBatch> {
+    let conform = match conforming {
+        Some((schema, conform)) if *schema == rows.schema() => conform,
+        other => {
+            let conform = Conform::to_group(group, rows.schema_ref())?;
+            &other.insert((rows.schema(), conform)).1
+        }
+    };
+    conform.batch(rows)
 }
 
 fn is_large(extent: &LogExtent, times: usize) -> bool {

@@ -125,7 +125,7 @@ impl Session {
         }
     }
 
-    async fn ingest_into(
+    pub(super) async fn ingest_into(
         &self,
         name: &TableName,
         target: IngestTarget,
@@ -270,7 +270,7 @@ async fn repeated(mut batches: SendableRecordBatchStream, written: u64) -> Resul
     as_many(rows, written)
 }
 
-fn as_many(rows: u64, written: u64) -> Result<u64> {
+pub(super) fn as_many(rows: u64, written: u64) -> Result<u64> {
     match rows == written {
         true => Ok(written),
         false => Err(Error::invalid(format!(
@@ -280,7 +280,7 @@ fn as_many(rows: u64, written: u64) -> Result<u64> {
     }
 }
 
-fn missing(name: &TableName) -> Error {
+pub(super) fn missing(name: &TableName) -> Error {
     Error::not_found(format!(
         "table '{name}' does not exist: create it first, or ingest in a mode that creates it"
     ))

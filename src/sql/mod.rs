@@ -2,6 +2,7 @@
 
 mod admission;
 mod alter;
+mod append;
 mod asof;
 mod bind;
 mod bulk;
@@ -35,6 +36,7 @@ mod update;
 mod upkeep;
 mod walk;
 
+pub(crate) use append::Appends;
 pub use bulk::{IfExists, IfNotExists, IngestTarget, TableEntry};
 pub(crate) use copy::CopyDirectories;
 pub use engine::Engine;

@@ -460,6 +460,20 @@ fn vacuum(parser: &mut Parser<'_>) -> Result<Statement> {
     Ok(Statement::Vacuum { name, retain: Some(duration(&text)?) })
 }
 
+/// The name of a table as statements write it: `table`, `schema.table`, `"with other letters"`.
+pub(super) fn name_of_table(text: &str) -> Result<ObjectName> {
+    let no_name =
+        || Error::invalid(format!("'{text}' is not the name of a table: write table or schema.table"));
+    let dialect: &'static dyn Dialect = &DIALECT;
+    let tokens = Tokenizer::new(dialect, text).tokenize().map_err(|_| no_name())?;
+    let mut parser = Parser::new(dialect).with_tokens(tokens);
+    let name = parser.parse_object_name(false).map_err(|_| no_name())?;
+    match parser.next_token().token {
+        Token::EOF => Ok(name),
+        _ => Err(no_name()),
+    }
+}
+
 fn unparsable(error: ParserError) -> Error {
     let text = match error {
         ParserError::TokenizerError(text) | ParserError::ParserError(text) => text,

@@ -15,6 +15,7 @@ PYTHON = CLIENTS / "python"
 SHOWS = {
     "with_pandas.py": ["42 2026-01-07", "3", "5"],
     "with_polars.py": ["PRESENT", "NOT_FOUND", "[0.8, 0.2]"],
+    "events.py": ["durable 2", "latest [(2,)]", "events 3\n"],
     "with_duckdb.py": ["remainder", "333", "166833"],
     "serving.py": ["prepared 43 [(9, 5.5)]", "NOT_FOUND", "request 0 [{", "request 1 [{"],
     "with_sqlalchemy.py": [

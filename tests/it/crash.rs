@@ -165,7 +165,8 @@ async fn faults_at_every_store_lose_and_double_nothing() {
     let seed = u64::from(std::process::id());
     let catalog = FaultyNetwork::before(postgres.port(), 64 << 10, seed).await;
     let online = FaultyNetwork::before(redis.port(), 64 << 10, seed + 1).await;
-    let warehouse = FaultyNetwork::before(storage.port(), 64 << 10, seed + 2).await;
+    // A table's metadata has to fit through, of as many snapshots as a fast machine makes.
+    let warehouse = FaultyNetwork::before(storage.port(), 1 << 20, seed + 2).await;
     let of_port = |url: String, port: u16, network: &FaultyNetwork| {
         url.replace(&format!(":{port}"), &format!(":{}", network.port()))
     };

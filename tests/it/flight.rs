@@ -35,7 +35,7 @@ pub(crate) type Client = FlightSqlServiceClient<Channel>;
 pub(crate) struct House {
     pub(crate) server: Server,
     pub(crate) clock: Arc<ManualClock>,
-    _data: TempDir,
+    pub(crate) _data: TempDir,
 }
 
 impl House {

@@ -253,6 +253,8 @@ impl Seeds {
                 ingest("i"),
                 command(update("INSERT INTO t VALUES (3)")),
                 commands[2].clone(),
+                Bytes::from_static(br#"{"append": "g"}"#),
+                Bytes::from_static(br#"{"append": "public.i"}"#),
             ],
             exchanges: vec![exchange, direct],
             commands,

@@ -90,7 +90,8 @@ impl Warehouse {
         let objects = at.connect()?;
         let url = ObjectStoreUrl::parse(format!("s3://{}", at.bucket))?;
         let root_path = at.prefix()?;
-        at.check(objects.as_ref(), &root_path).await?;
+        at.check(&objects, &root_path).await?;
+        let objects: Arc<dyn ObjectStore> = Arc::new(objects);
         Ok(Self {
             root: at.root(),
             root_path,

@@ -1,12 +1,11 @@
 //! S3-compatible storage: how it is reached, and what is wrong where it is not.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use futures::TryStreamExt;
-use object_store::aws::AmazonS3Builder;
+use object_store::RetryConfig;
+use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path as ObjectPath;
-use object_store::{ObjectStore, RetryConfig};
 
 use crate::error::{Error, Result};
 
@@ -36,7 +35,7 @@ impl S3Location {
         ObjectPath::parse(&self.prefix).map_err(|e| self.unusable("no prefix of a bucket").with_source(e))
     }
 
-    pub(super) fn connect(&self) -> Result<Arc<dyn ObjectStore>> {
+    pub(super) fn connect(&self) -> Result<AmazonS3> {
         let retries =
             RetryConfig { max_retries: RETRIES_MAX, retry_timeout: RETRY_TIMEOUT, ..RetryConfig::default() };
         let mut builder = AmazonS3Builder::from_env()
@@ -49,13 +48,13 @@ impl S3Location {
         if let Some(region) = &self.region {
             builder = builder.with_region(region);
         }
-        let client = builder.build();
-        Ok(Arc::new(client.map_err(|e| self.unusable("its settings do not fit").with_source(e))?))
+        builder.build().map_err(|e| self.unusable("its settings do not fit").with_source(e))
     }
 
-    /// Lists some of it, as everything else presupposes.
-    pub(super) async fn check(&self, objects: &dyn ObjectStore, prefix: &ObjectPath) -> Result<()> {
-        let error = match objects.list(Some(prefix)).try_next().await {
+    /// Lists one object of it, however many there are, as everything else presupposes.
+    pub(super) async fn check(&self, objects: &AmazonS3, prefix: &ObjectPath) -> Result<()> {
+        let one = PaginatedListOptions { max_keys: Some(1), ..PaginatedListOptions::default() };
+        let error = match objects.list_paginated(Some(prefix.as_ref()), one).await {
             Ok(_) => return Ok(()),
             Err(error) => error,
         };

@@ -1,5 +1,6 @@
 //! Flight SQL as the specification has it: every command by every call, sessions, tickets and endpoints, one schema.
 
+mod appends;
 mod calls;
 mod endpoints;
 mod idempotency;
