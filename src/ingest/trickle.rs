@@ -512,10 +512,13 @@ impl Accepted {
 
     /// With its rows as one batch; `None` where that fails, or there are none.
     fn concatenated(mut self) -> Option<Self> {
-        let rows = concat_batches(&self.schema, &std::mem::take(&mut self.batches));
-        // One batch alone stays what it was, and may be a part of a message or of a larger batch: this is to be kept.
-        let all = UInt32Array::from_iter_values(0..rows.as_ref().map_or(0, |rows| rows.num_rows() as u32));
-        match rows.and_then(|rows| take_record_batch(&rows, &all)) {
+        let batches = std::mem::take(&mut self.batches);
+        let rows = match batches.as_slice() {
+            // Concatenated it stays what it was, and may be a part of a message or of a larger batch: this is to be kept.
+            [only] => take_record_batch(only, &UInt32Array::from_iter_values(0..only.num_rows() as u32)),
+            several => concat_batches(&self.schema, several),
+        };
+        match rows {
             Ok(rows) => {
                 self.logged.rows = rows;
                 (!self.writes.is_empty()).then_some(self)
