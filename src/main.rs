@@ -4,6 +4,7 @@ use std::env;
 use std::io::{Write, stderr};
 use std::os::unix::process::CommandExt;
 use std::process::{self, ExitCode};
+use std::thread;
 
 use clap::Parser;
 use fletching::{Cli, Command, Error, ErrorKind, STACK_BYTES, Settings, serve, shell, write_user};
@@ -16,16 +17,20 @@ const BAD_SETTING: u8 = 2;
 /// Anything else went wrong.
 const FAILED: u8 = 1;
 
-/// How the allocator goes about it. What one thread gives back is there for the next on its CPU, instead of being kept for
-/// each thread; large buffers are kept as others are: the system would have to give them again to the next query, page by
-/// page. What nobody wants for some ten seconds goes back to the system, by a thread for that.
-const ALLOCATOR_SETTINGS: (&str, &str) =
-    ("_RJEM_MALLOC_CONF", "percpu_arena:percpu,oversize_threshold:0,background_thread:true");
+const ALLOCATOR_SETTINGS: &str = "_RJEM_MALLOC_CONF";
+
+/// How the allocator goes about it. There are as many arenas as CPUs, so that what one thread gives back is there for
+/// others; large buffers are kept as others are: the system would have to give them again to the next query, page by page.
+/// What nobody wants for some ten seconds goes back to the system, by a thread for that.
+fn allocator_settings() -> String {
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    format!("narenas:{cpus},oversize_threshold:0,background_thread:true")
+}
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
     if let Command::Serve(_) = command {
-        begin_again_with(ALLOCATOR_SETTINGS);
+        begin_again_with(ALLOCATOR_SETTINGS, allocator_settings());
     }
     match command {
         Command::Serve(args) => match Settings::resolve(*args) {
@@ -43,7 +48,7 @@ fn main() -> ExitCode {
 
 /// The allocator reads its settings from the environment, and before anything else runs: where this one is not set the
 /// process becomes itself once more, with it. If it cannot, it goes on without.
-fn begin_again_with((variable, value): (&str, &str)) {
+fn begin_again_with(variable: &str, value: String) {
     if env::var_os(variable).is_none()
         && let Ok(program) = env::current_exe()
     {

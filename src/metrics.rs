@@ -24,13 +24,16 @@ pub(crate) enum Kind {
     Lookup,
     /// Changes data, definitions or the session.
     Update,
-    /// Rows in bulk.
+    /// Rows in bulk, or a write of a stream.
     Ingest,
+    /// Writes one after the other, until their client has no more.
+    Stream,
     /// A question of Flight SQL about what exists.
     Metadata,
 }
 
-const KINDS: [Kind; 5] = [Kind::Query, Kind::Lookup, Kind::Update, Kind::Ingest, Kind::Metadata];
+const KINDS: [Kind; 6] =
+    [Kind::Query, Kind::Lookup, Kind::Update, Kind::Ingest, Kind::Stream, Kind::Metadata];
 
 impl Kind {
     /// Its name in logs, tables and labels.
@@ -40,6 +43,7 @@ impl Kind {
             Self::Lookup => "lookup",
             Self::Update => "update",
             Self::Ingest => "ingest",
+            Self::Stream => "stream",
             Self::Metadata => "metadata",
         }
     }

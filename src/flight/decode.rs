@@ -10,12 +10,14 @@ use arrow_flight::FlightData;
 use arrow_flight::decode::{DecodedFlightData, DecodedPayload, FlightDataDecoder};
 use arrow_flight::error::FlightError;
 use bytes::Bytes;
+use futures::FutureExt;
 use futures::stream::{self, BoxStream, Stream, StreamExt, TryStreamExt};
 use lz4_flex::frame::FrameDecoder;
 use tonic::Streaming;
 
 use super::status::from_decoder;
 use crate::error::{Error, Result};
+use crate::ingest::bytes_of;
 
 /// What a compressed batch may grow to.
 const UNCOMPRESSED_BYTES_MAX: u64 = 1 << 30;
@@ -37,8 +39,17 @@ pub(super) fn decoded(
     decoded.boxed()
 }
 
+/// So many batches that have come together are taken together, and no more once they take so much.
+const TOGETHER_MAX: usize = 64;
+const TOGETHER_BYTES_MAX: usize = 1 << 20;
+
 /// A batch, and the metadata that came with it.
-pub(super) type Tagged = (RecordBatch, Bytes);
+pub(super) struct Tagged {
+    pub(super) rows: RecordBatch,
+    pub(super) metadata: Bytes,
+    /// What the rows take.
+    pub(super) bytes: usize,
+}
 
 /// The batches of a client's stream behind the schema that it begins with.
 pub(super) fn tagged(first: FlightData, rest: Streaming<FlightData>) -> BoxStream<'static, Result<Tagged>> {
@@ -53,11 +64,35 @@ pub(super) fn tagged(first: FlightData, rest: Streaming<FlightData>) -> BoxStrea
             DecodedPayload::Schema(_) => {
                 Err(Error::invalid("the schema changed in the middle of the stream"))
             }
-            DecodedPayload::RecordBatch(batch) => Ok(Some((batch, message.inner.app_metadata))),
+            DecodedPayload::RecordBatch(rows) => {
+                let bytes = bytes_of(&rows);
+                Ok(Some(Tagged { rows, metadata: message.inner.app_metadata, bytes }))
+            }
         };
         std::future::ready(batch)
     });
     batches.boxed()
+}
+
+/// The next of the batches, and those that are there behind it.
+pub(super) fn together<E: Send + 'static>(
+    batches: impl Stream<Item = Result<Tagged, E>> + Send + Unpin + 'static,
+) -> BoxStream<'static, Vec<Result<Tagged, E>>> {
+    let together = stream::unfold(batches.fuse(), |mut batches| async move {
+        let mut together = vec![batches.next().await?];
+        let mut bytes = 0;
+        loop {
+            bytes += together.last().and_then(|last| last.as_ref().ok()).map_or(0, |last| last.bytes);
+            if together.len() == TOGETHER_MAX || bytes > TOGETHER_BYTES_MAX {
+                break;
+            }
+            // Whoever waits for the next asks again.
+            let Some(Some(next)) = batches.next().now_or_never() else { break };
+            together.push(next);
+        }
+        Some((together, batches))
+    });
+    together.boxed()
 }
 
 /// Whether the buffers of a batch lie within its body.

@@ -13,7 +13,7 @@ use arrow_flight::FlightData;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tonic::{Status, Streaming};
 
-use super::decode::{Tagged, tagged};
+use super::decode::{Tagged, tagged, together};
 use super::direct::Direct;
 use super::drain::Drain;
 use super::message::Message;
@@ -24,12 +24,8 @@ use crate::sql::{Session, StatementKind};
 
 /// Answers that are in the making at a time; the client's next questions wait in its stream.
 const IN_FLIGHT_MAX: usize = 4;
-/// Small questions are answered together when they have come together: so many, and so many rows.
-const TOGETHER_MAX: usize = 64;
+/// Small questions that have come together are answered together, up to so many rows.
 const TOGETHER_ROWS_MAX: usize = 256;
-
-/// A batch of parameters, and the metadata that goes back with its answer.
-type Question = Tagged;
 
 /// Answers the questions of one stream.
 pub(super) async fn exchange(
@@ -66,7 +62,7 @@ pub(super) async fn exchange(
     let questions = Stoppable::new(tagged(first, messages).map_err(Status::from).boxed(), stopping, ());
     let asked = Arc::new(Asked { session, sql: direct.query, schema });
     if let Some(rows_each) = prepared.rows_each {
-        let together = questions.ready_chunks(TOGETHER_MAX).map(move |questions| {
+        let together = together(questions).map(move |questions| {
             let asked = Arc::clone(&asked);
             async move { Ok::<_, Status>(stream::iter(asked.answer_together(questions, rows_each).await)) }
         });
@@ -90,7 +86,11 @@ struct Asked {
 
 impl Asked {
     /// The answer to one question, of which the first batch is there already.
-    async fn answer(&self, (parameters, metadata): Question) -> Result<Answers<Message>, Status> {
+    /// The metadata of the question goes back with its answer.
+    async fn answer(
+        &self,
+        Tagged { rows: parameters, metadata, .. }: Tagged,
+    ) -> Result<Answers<Message>, Status> {
         let mut batches = self.session.query(&self.sql, Some(&parameters)).await?;
         if batches.schema() != self.schema {
             return Err(self.other_schema().await?.into());
@@ -109,7 +109,7 @@ impl Asked {
     /// with the first error.
     async fn answer_together(
         &self,
-        questions: Vec<Result<Question, Status>>,
+        questions: Vec<Result<Tagged, Status>>,
         rows_each: usize,
     ) -> Vec<Result<Message, Status>> {
         let mut messages = Vec::with_capacity(questions.len() + 1);
@@ -117,10 +117,10 @@ impl Asked {
         while questions.peek().is_some() {
             let (mut together, mut rows) = (Vec::new(), 0);
             while let Some(Ok(question)) = questions.next_if(|question| match question {
-                Ok((next, _)) => rows == 0 || rows + next.num_rows() * rows_each <= TOGETHER_ROWS_MAX,
+                Ok(next) => rows == 0 || rows + next.rows.num_rows() * rows_each <= TOGETHER_ROWS_MAX,
                 Err(_) => false,
             }) {
-                rows += question.0.num_rows() * rows_each;
+                rows += question.rows.num_rows() * rows_each;
                 together.push(question);
             }
             if let Err(status) = self.append_answers(&together, rows_each, &mut messages).await {
@@ -137,14 +137,14 @@ impl Asked {
 
     async fn append_answers(
         &self,
-        questions: &[Question],
+        questions: &[Tagged],
         rows_each: usize,
         messages: &mut Vec<Result<Message, Status>>,
     ) -> Result<(), Status> {
-        let Some((first, _)) = questions.first() else { return Ok(()) };
+        let Some(Tagged { rows: first, .. }) = questions.first() else { return Ok(()) };
         let parameters = match questions.len() {
             1 => first.clone(),
-            _ => concat_batches(first.schema_ref(), questions.iter().map(|(parameters, _)| parameters))
+            _ => concat_batches(first.schema_ref(), questions.iter().map(|question| &question.rows))
                 .map_err(Error::from)?,
         };
         let batches = self.session.query(&self.sql, Some(&parameters)).await?;
@@ -157,7 +157,7 @@ impl Asked {
             _ => concat_batches(&self.schema, &batches).map_err(Error::from)?,
         };
         let mut start = 0;
-        for (parameters, metadata) in questions {
+        for Tagged { rows: parameters, metadata, .. } in questions {
             let rows = parameters.num_rows() * rows_each;
             for piece in pieces(answers.slice(start, rows)) {
                 messages.push(Ok(Message::of_batch(&piece, metadata)?));

@@ -47,7 +47,7 @@ pub(super) async fn put(
     drain: &Arc<Drain>,
     key: Option<IdempotencyKey>,
     mut messages: Streaming<FlightData>,
-) -> Result<Answers<PutResult>> {
+) -> Result<Put> {
     let first = messages.message().await.map_err(|status| from_client_stream(&status))?;
     let mut first = first.ok_or_else(|| Error::invalid(NOTHING_PUT))?;
     let descriptor = first
@@ -61,14 +61,21 @@ pub(super) async fn put(
                  own key, as its app_metadata",
             ));
         }
-        return append(session, Arc::clone(drain), &descriptor.cmd, first, messages).await;
+        let answers = append(session, Arc::clone(drain), &descriptor.cmd, first, messages).await?;
+        return Ok(Put::Stream(answers));
     }
     let request = Request::of_descriptor(&descriptor, seals)?;
-    let result = put_one(session, seals, key, request, Rows::open(first, messages)).await?;
-    Ok(stream::iter([Ok(result)]).boxed())
+    put_one(session, seals, key, request, Rows::open(first, messages)).await.map(Put::Done)
 }
 
-/// What is answered when all of it is done.
+/// What is answered.
+pub(super) enum Put {
+    /// Once, when all is done.
+    Done(PutResult),
+    /// For each write of a stream.
+    Stream(Answers<PutResult>),
+}
+
 async fn put_one(
     session: &Arc<Session>,
     seals: &Seals,

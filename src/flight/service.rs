@@ -23,7 +23,7 @@ use super::idempotency;
 use super::listener::Peer;
 use super::message::Message;
 use super::metadata;
-use super::put;
+use super::put::{self, Put};
 use super::query;
 use super::security::Seals;
 use super::sessions::Sessions;
@@ -156,9 +156,11 @@ impl Service {
     async fn put(&self, call: Call<Streaming<FlightData>>) -> Result<Answers<PutResult>> {
         let key = idempotency::key(call.metadata())?;
         let (session, in_flight) = self.enter(&call, true)?;
-        let answers = put::put(&session, &self.seals, &self.drain, key, call.into_inner());
-        let answers = self.until_stopped(answers).await?;
-        Ok(self.stoppable(answers, (session, in_flight)))
+        let put = put::put(&session, &self.seals, &self.drain, key, call.into_inner());
+        Ok(match self.until_stopped(put).await? {
+            Put::Done(result) => one(result),
+            Put::Stream(answers) => self.stoppable(answers, (session, in_flight)),
+        })
     }
 
     async fn act(&self, call: Call<Action>) -> Result<Response<Answers<arrow_flight::Result>>> {

@@ -31,7 +31,7 @@ pub(crate) use conform::{Conform, lossless};
 pub(crate) use freshness::{Freshness, Lag};
 use stamp::Stamps;
 use trickle::Trickle;
-pub(crate) use trickle::{Append, Appended};
+pub(crate) use trickle::{Append, Appended, bytes_of};
 
 /// The one way rows get in: from SQL and from bulk ingest.
 #[derive(Debug)]

@@ -12,9 +12,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use datafusion::arrow::array::{Array, RecordBatch, UInt32Array};
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch, UInt32Array};
 use datafusion::arrow::compute::{concat_batches, take_record_batch};
-use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::arrow::datatypes::{DataType, SchemaRef};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{StreamExt, TryStreamExt};
@@ -91,6 +91,15 @@ pub(crate) struct Appended {
 pub(crate) struct Append {
     pub(crate) rows: RecordBatch,
     pub(crate) key: Option<IdempotencyKey>,
+    /// What the rows take: [`bytes_of`] them.
+    pub(crate) bytes: usize,
+}
+
+impl Append {
+    /// Whether it shares the log with others, as far as that is a matter of its size.
+    pub(crate) fn is_few(&self) -> bool {
+        self.rows.num_rows() <= FEW_ROWS_MAX && self.bytes <= FEW_BYTES_MAX
+    }
 }
 
 /// The rows of a write: few, or not.
@@ -106,7 +115,7 @@ impl Few {
         let (mut read, mut count, mut bytes) = (Vec::new(), 0, 0);
         while let Some(batch) = rows.try_next().await? {
             count += batch.num_rows();
-            bytes += bytes_of(&batch)?;
+            bytes += bytes_of(&batch);
             read.push(batch);
             if count > FEW_ROWS_MAX || bytes > FEW_BYTES_MAX {
                 let read = futures::stream::iter(read.into_iter().map(Ok));
@@ -168,7 +177,7 @@ impl Ingest {
             Few::Rows(rows) => rows,
             many => return Ok(Err(many.into_stream())),
         };
-        let write = Append { rows, key: key.cloned() };
+        let write = Append { bytes: bytes_of(&rows), rows, key: key.cloned() };
         match self.append_few_each(name, std::slice::from_ref(&write)).await.pop() {
             Some(appended) => appended.map(Ok),
             None => Ok(Err(Few::Rows(write.rows).into_stream())),
@@ -184,30 +193,56 @@ impl Ingest {
         writes: &[Append],
     ) -> Vec<Result<Appended>> {
         let few = match self.offline.has_log() {
-            true => writes.iter().take_while(|write| is_few(&write.rows)).count(),
+            true => writes.iter().take_while(|write| write.is_few()).count(),
             false => 0,
         };
-        let mut outcomes = Vec::with_capacity(few);
+        let mut appended = Vec::with_capacity(few);
         for _ in 0..DEFINITIONS_TRIED_MAX {
-            let left = &writes[outcomes.len()..few];
+            let left = &writes[appended.len()..few];
             if left.is_empty() {
                 break;
             }
             let Some((group, table)) = self.trickle.known.get(name) else { break };
-            for (write, outcome) in left.iter().zip(self.log_writes(&group, &table, left, true).await) {
-                match outcome {
-                    Ok(Outcome::Rows(written)) => {
-                        outcomes.push(Ok(Appended { rows: write.rows.num_rows() as u64, written }));
-                    }
-                    Ok(Outcome::Stale) => break, // so are all behind it, and the round has put down what the group is now
-                    Err(error) => {
-                        outcomes.push(Err(error));
-                        return outcomes;
-                    }
+            let (outcomes, unfit) = self.log_writes(&group, &table, left, true).await;
+            let mut outcomes = left.iter().zip(outcomes).peekable();
+            while let Some((write, Ok(Outcome::Rows(written)))) =
+                outcomes.next_if(|(_, outcome)| matches!(outcome, Ok(Outcome::Rows(_))))
+            {
+                appended.push(Ok(Appended { rows: write.rows.num_rows() as u64, written }));
+            }
+            match (outcomes.next(), unfit) {
+                (Some((_, Err(error))), _) => {
+                    appended.push(Err(error));
+                    break;
+                }
+                // The round has put down what the group is now. Those behind it were not made either, or it is not for us
+                // to make it once they were.
+                (Some((_, Ok(_))), _)
+                    if outcomes.any(|(_, outcome)| !matches!(outcome, Ok(Outcome::Stale))) =>
+                {
+                    appended.push(Err(Error::conflict(format!(
+                        "the definition of '{name}' changed while rows were written into it: write them again"
+                    ))));
+                    break;
+                }
+                (Some(_), _) | (None, None) => {}
+                (None, Some(unfit)) => {
+                    let refused = match self.is_now(name, &group).await {
+                        Ok(false) => continue, // they may fit what it is by now
+                        Ok(true) => unfit,
+                        Err(error) => error,
+                    };
+                    appended.push(Err(refused));
+                    break;
                 }
             }
         }
-        outcomes
+        appended
+    }
+
+    /// Whether the group is still as it was known; if it is not, what it is now is known then.
+    async fn is_now(&self, name: &TableName, known: &Arc<FeatureGroup>) -> Result<bool> {
+        Ok(self.writable(name).await?.is_some_and(|(group, _)| group == *known))
     }
 
     /// Appends to a feature group by the log where the rows are few and there is a log; `Err` gives them back.
@@ -223,11 +258,13 @@ impl Ingest {
         }
         match Few::of(rows).await? {
             Few::Rows(rows) => {
-                let write = Append { rows, key: key.cloned() };
-                match self.log_writes(group, table, std::slice::from_ref(&write), false).await.pop() {
-                    Some(Ok(Outcome::Rows(count))) => Ok(Ok(count)),
-                    Some(Err(error)) => Err(error),
-                    Some(Ok(Outcome::Stale)) | None => {
+                let write = Append { bytes: bytes_of(&rows), rows, key: key.cloned() };
+                let (mut outcomes, unfit) =
+                    self.log_writes(group, table, std::slice::from_ref(&write), false).await;
+                match (outcomes.pop(), unfit) {
+                    (Some(Ok(Outcome::Rows(count))), _) => Ok(Ok(count)),
+                    (Some(Err(error)), _) | (None, Some(error)) => Err(error),
+                    (Some(Ok(Outcome::Stale)) | None, _) => {
                         Err(Error::internal("a write of any definition was refused for its own"))
                     }
                 }
@@ -236,23 +273,22 @@ impl Ingest {
         }
     }
 
-    /// Makes the writes in one round, in their order. Those behind the first whose rows do not fit are not made, and have
-    /// no outcome.
+    /// Makes the writes in one round, in their order, up to the first whose rows do not fit the group, and why they do not.
     async fn log_writes(
         self: &Arc<Self>,
         group: &Arc<FeatureGroup>,
         table: &OfflineTable,
         writes: &[Append],
         is_exact: bool,
-    ) -> Vec<Result<Outcome>> {
+    ) -> (Vec<Result<Outcome>>, Option<Error>) {
         let (mut queued, mut answers) = (Vec::with_capacity(writes.len()), Vec::with_capacity(writes.len()));
         let mut conforming: Option<(SchemaRef, Conform)> = None;
         let mut unfit = None;
-        for Append { rows, key } in writes {
+        for Append { rows, key, .. } in writes {
             let rows = match conformed(group, rows, &mut conforming) {
                 Ok(rows) => rows,
                 Err(error) => {
-                    unfit = Some(Err(error));
+                    unfit = Some(error);
                     break;
                 }
             };
@@ -271,8 +307,7 @@ impl Ingest {
             let unanswered = |_| Err(Error::internal("a round of writes did not end: see the log"));
             outcomes.push(answer.await.unwrap_or_else(unanswered));
         }
-        outcomes.extend(unfit);
-        outcomes
+        (outcomes, unfit)
     }
 
     /// Has the writes made, in the round that is to come.
@@ -332,16 +367,16 @@ impl Ingest {
         let mut keys: HashSet<IdempotencyKey> = HashSet::new();
         let mut fit = Vec::with_capacity(writes.len());
         for (write, logged) in writes.into_iter().zip(logged) {
-            let now = now.as_ref().filter(|(group, _)| group.id == write.group.id);
-            let Some((group, table)) = now.filter(|(group, _)| !write.is_exact || write.group == *group)
-            else {
-                let is_exact = write.is_exact;
+            let is_exact = write.is_exact;
+            let Some((group, table)) = now.as_ref().filter(|(group, _)| group.id == write.group.id) else {
                 write.answer(if is_exact { Ok(Outcome::Stale) } else { Err(replaced(name)) });
                 continue;
             };
             let key = write.key.as_ref();
             if let Some(rows) = logged.or_else(|| table.rows_written_with(key?.as_str())) {
                 write.answer(Ok(Outcome::Rows(rows)));
+            } else if is_exact && write.group != *group {
+                write.answer(Ok(Outcome::Stale));
             } else if key.is_some_and(|key| !keys.insert(key.clone())) {
                 again.push(write); // the same write twice: the second finds the first logged
             } else {
@@ -531,14 +566,18 @@ impl Accepted {
     }
 }
 
-fn is_few(rows: &RecordBatch) -> bool {
-    rows.num_rows() <= FEW_ROWS_MAX && bytes_of(rows).is_ok_and(|bytes| bytes <= FEW_BYTES_MAX)
-}
-
 /// What the rows themselves take, whatever larger batch they are a part of.
-fn bytes_of(rows: &RecordBatch) -> Result<usize> {
-    let own = rows.columns().iter().map(|column| column.to_data().get_slice_memory_size());
-    Ok(own.sum::<Result<usize, _>>()?)
+pub(crate) fn bytes_of(rows: &RecordBatch) -> usize {
+    let own = |column: &ArrayRef| {
+        // Arrow leaves out what views point to.
+        let viewed = match column.data_type() {
+            DataType::Utf8View => column.as_string_view().total_buffer_bytes_used(),
+            DataType::BinaryView => column.as_binary_view().total_buffer_bytes_used(),
+            _ => 0,
+        };
+        viewed + column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size())
+    };
+    rows.columns().iter().map(own).sum()
 }
 
 /// The rows as the group has them; `conforming` is how that is done for rows of the schema of those before.

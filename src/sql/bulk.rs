@@ -85,6 +85,15 @@ impl Session {
     ) -> Result<u64> {
         let pending = self.take_idempotency_key()?;
         target.idempotency_key = target.idempotency_key.or(pending);
+        self.ingest_named(target, batches).await
+    }
+
+    /// As [`Self::ingest`], under the key that the target has and no other.
+    pub(super) async fn ingest_named(
+        self: &Arc<Self>,
+        target: IngestTarget,
+        batches: SendableRecordBatchStream,
+    ) -> Result<u64> {
         let name = match &target.schema {
             Some(schema) => TableName::new(schema, &target.table),
             None => TableName::new(self.catalog.schema(), &target.table),
@@ -125,7 +134,7 @@ impl Session {
         }
     }
 
-    pub(super) async fn ingest_into(
+    async fn ingest_into(
         &self,
         name: &TableName,
         target: IngestTarget,
@@ -280,7 +289,7 @@ pub(super) fn as_many(rows: u64, written: u64) -> Result<u64> {
     }
 }
 
-pub(super) fn missing(name: &TableName) -> Error {
+fn missing(name: &TableName) -> Error {
     Error::not_found(format!(
         "table '{name}' does not exist: create it first, or ingest in a mode that creates it"
     ))

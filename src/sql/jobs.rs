@@ -30,6 +30,7 @@ pub(super) struct Job {
 pub(super) enum JobKind {
     Copy,
     Ingest,
+    Stream,
     Insert,
     Delete,
     Refresh,
@@ -43,6 +44,7 @@ impl JobKind {
         match self {
             Self::Copy => "copy",
             Self::Ingest => "ingest",
+            Self::Stream => "stream",
             Self::Insert => "insert",
             Self::Delete => "delete",
             Self::Refresh => "refresh",
@@ -58,7 +60,7 @@ impl JobKind {
     }
 
     fn is_often_short(self) -> bool {
-        matches!(self, Self::Ingest | Self::Insert)
+        matches!(self, Self::Ingest | Self::Stream | Self::Insert)
     }
 }
 

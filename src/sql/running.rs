@@ -430,13 +430,18 @@ impl Watch {
     pub(super) fn counting(&self, rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
         let (run, metrics) = (Arc::clone(&self.run), Arc::clone(&self.running.metrics));
         let schema = rows.schema();
-        let counted = rows.inspect_ok(move |batch| came_in(&run, &metrics, batch));
+        let counted = rows.inspect_ok(move |batch| {
+            run.count(batch);
+            metrics.rows_received.inc_by(batch.num_rows() as u64);
+        });
         Box::pin(RecordBatchStreamAdapter::new(schema, counted))
     }
 
-    /// A batch that came in for it, counted.
-    pub(super) fn count(&self, batch: &RecordBatch) {
-        came_in(&self.run, &self.running.metrics, batch);
+    /// Rows that came in for it and were written, counted.
+    pub(super) fn count(&self, rows: usize, bytes: usize) {
+        self.run.rows.fetch_add(rows as u64, Relaxed);
+        self.run.bytes.fetch_add(bytes as u64, Relaxed);
+        self.running.metrics.rows_received.inc_by(rows as u64);
     }
 
     fn is_cancelled(&mut self, cx: &mut Context<'_>) -> bool {
@@ -453,11 +458,6 @@ impl Watch {
         }
         self.running.metrics.rows_sent.inc_by(batch.num_rows() as u64);
     }
-}
-
-fn came_in(run: &Run, metrics: &Metrics, batch: &RecordBatch) {
-    run.count(batch);
-    metrics.rows_received.inc_by(batch.num_rows() as u64);
 }
 
 fn end_of(error: Option<&Error>) -> End {

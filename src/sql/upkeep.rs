@@ -21,6 +21,7 @@ use super::jobs::{Job, JobKind};
 use super::memory::BoundedPool;
 use super::session::{Planned, Session, default_schema, table_name};
 use crate::error::{Error, Result};
+use crate::metrics::Kind;
 use crate::model::TableName;
 use crate::offline::Extent;
 
@@ -219,7 +220,9 @@ impl Engine {
         let retained_us = self.clock.now_us().saturating_sub(retain_us);
         let id = self.offline.load(table).await?.map(|table| table.metadata().uuid());
         let running = self.running.list();
-        let started_us = running.iter().map(|(run, _)| run.started_us).min().unwrap_or(i64::MAX);
+        // A stream of writes may go on for weeks, and reads nothing of before.
+        let readers = running.iter().filter(|(run, _)| run.kind != Kind::Stream);
+        let started_us = readers.map(|(run, _)| run.started_us).min().unwrap_or(i64::MAX);
         let read: Vec<i64> =
             running.iter().flat_map(|(run, _)| id.map(|id| run.read_of(id)).unwrap_or_default()).collect();
         self.ingest.vacuum(table, retained_us.min(started_us), &read).await

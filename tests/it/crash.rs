@@ -5,8 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::{Int64Array, RecordBatch, TimestampMicrosecondArray};
+use arrow_flight::FlightDescriptor;
 use arrow_flight::error::FlightError;
-use arrow_flight::sql::{TableExistsOption as Exists, TableNotExistOption as NotExist};
+use arrow_flight::sql::{DoPutUpdateResult, TableExistsOption as Exists, TableNotExistOption as NotExist};
+use arrow_flight::utils::batches_to_flight_data;
+use prost::Message;
 use tokio::sync::{mpsc, watch};
 
 use crate::catalog::postgres_server::PostgresServer;
@@ -17,7 +20,10 @@ use crate::support::faulty::FaultyNetwork;
 use crate::support::object_storage::{BUCKET, ObjectStorage};
 use crate::support::process::{Process, connect_to};
 
+/// Every other one writes by streams.
 const WRITERS: i64 = 4;
+/// Writes of a stream, of which none waits for the one before.
+const STREAM_WRITES: i64 = 12;
 /// After an error a writer waits for a server to come back; where none went, it tries again after this.
 const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -25,8 +31,12 @@ const PATIENCE: Duration = Duration::from_millis(200);
 const BULK_EVERY: i64 = 10;
 const BULK_ROWS: i64 = 2000;
 
-/// The URLs of the servers; none when it is over.
-type Servers = Option<Vec<String>>;
+/// Where to write, until it is over.
+#[derive(Clone)]
+struct Servers {
+    urls: Vec<String>,
+    is_over: bool,
+}
 
 fn is_bulk(write: i64) -> bool {
     write % BULK_EVERY == BULK_EVERY - 1
@@ -38,45 +48,78 @@ fn ids_of(writer: i64, write: i64) -> Range<i64> {
     first..first + if is_bulk(write) { BULK_ROWS } else { 1 + write % 3 }
 }
 
+fn rows_of(writer: i64, write: i64) -> RecordBatch {
+    let ids: Arc<Int64Array> = Arc::new(Int64Array::from_iter_values(ids_of(writer, write)));
+    let at = TimestampMicrosecondArray::from_value(START_US, ids.len());
+    RecordBatch::try_from_iter([("id", ids.clone() as _), ("at", Arc::new(at) as _), ("v", ids as _)])
+        .unwrap()
+}
+
+fn key_of(writer: i64, write: i64) -> String {
+    format!("writer-{writer}/{write}")
+}
+
+/// The writes from this one on, by one stream, as far as they are acknowledged: the rows of each.
+async fn stream_writes(url: &str, writer: i64, first: i64) -> Vec<i64> {
+    let writes = first..first + STREAM_WRITES;
+    let rows: Vec<_> = writes.clone().map(|write| rows_of(writer, write)).collect();
+    let mut messages = batches_to_flight_data(&rows[0].schema(), rows.clone()).unwrap();
+    messages[0].flight_descriptor = Some(FlightDescriptor::new_cmd(r#"{"append": "g"}"#));
+    for (message, write) in messages[1..].iter_mut().zip(writes) {
+        message.app_metadata = key_of(writer, write).into();
+    }
+    let mut acknowledged = Vec::new();
+    let Ok(client) = connect_to(url).await else { return acknowledged };
+    let Ok(answers) = client.into_inner().do_put(futures::stream::iter(messages)).await else {
+        return acknowledged;
+    };
+    let mut answers = answers.into_inner();
+    while let Ok(Some(answer)) = answers.message().await {
+        acknowledged.push(DoPutUpdateResult::decode(answer.app_metadata).unwrap().record_count);
+    }
+    acknowledged
+}
+
 async fn write_once(url: &str, writer: i64, write: i64) -> Result<i64, FlightError> {
     let mut client = connect_to(url).await.map_err(|error| FlightError::ExternalError(Box::new(error)))?;
-    client.set_header("fletching-idempotency-key", format!("writer-{writer}/{write}"));
+    client.set_header("fletching-idempotency-key", key_of(writer, write));
     let ids = ids_of(writer, write);
     if is_bulk(write) {
-        let ids: Arc<Int64Array> = Arc::new(Int64Array::from_iter_values(ids));
-        let at = TimestampMicrosecondArray::from_value(START_US, ids.len());
-        let batch = RecordBatch::try_from_iter([
-            ("id", ids.clone() as _),
-            ("at", Arc::new(at) as _),
-            ("v", ids as _),
-        ]);
         let command = ingest("g", Exists::Append, NotExist::Fail);
-        return client.execute_ingest(command, futures::stream::iter([Ok(batch.unwrap())])).await;
+        return client.execute_ingest(command, futures::stream::iter([Ok(rows_of(writer, write))])).await;
     }
     let values: Vec<String> = ids.map(|id| format!("({id}, TIMESTAMP '2026-01-01', {id})")).collect();
     client.execute_update(format!("INSERT INTO g VALUES {}", values.join(", ")), None).await
 }
 
-/// Writes until it is over, each write until it is acknowledged, by any of the servers; returns how many were.
+/// Writes until it is over, each write until it is acknowledged, by any of the servers; returns how many were. It is not over
+/// while something may be written that nobody has heard of.
 async fn write_on(
     writer: i64,
     mut servers: watch::Receiver<Servers>,
     told: mpsc::UnboundedSender<()>,
 ) -> i64 {
-    let (mut write, mut tries) = (0, writer as usize);
+    let (mut write, mut tries, mut is_settled) = (0, writer as usize, true);
     loop {
-        let Some(urls) = servers.borrow_and_update().clone() else { return write };
+        let Servers { urls, is_over } = servers.borrow_and_update().clone();
+        if is_over && is_settled {
+            return write;
+        }
         tries += 1;
-        match write_once(&urls[tries % urls.len()], writer, write).await {
-            Ok(rows) => {
-                let expected = ids_of(writer, write).count() as i64;
-                assert_eq!(rows, expected, "a retry answers as the write would have");
-                write += 1;
-                let _ = told.send(()); // nobody counts any more when it is over
-            }
-            Err(_) => {
-                let _ = tokio::time::timeout(PATIENCE, servers.changed()).await;
-            }
+        let url = &urls[tries % urls.len()];
+        let acknowledged: Vec<i64> = match writer % 2 {
+            0 => write_once(url, writer, write).await.into_iter().collect(),
+            _ => stream_writes(url, writer, write).await,
+        };
+        is_settled = acknowledged.len() as i64 == if writer % 2 == 0 { 1 } else { STREAM_WRITES };
+        if !is_settled {
+            let _ = tokio::time::timeout(PATIENCE, servers.changed()).await;
+        }
+        for rows in acknowledged {
+            let expected = ids_of(writer, write).count() as i64;
+            assert_eq!(rows, expected, "a retry answers as the write would have");
+            write += 1;
+            let _ = told.send(()); // nobody counts any more when it is over
         }
     }
 }
@@ -95,9 +138,8 @@ async fn survive(
         "CREATE FEATURE GROUP g (id BIGINT, at TIMESTAMP, v BIGINT, ENTITY KEY (id), EVENT TIME (at))";
     update(&mut processes[0].connect().await, group).await;
     networks.iter().for_each(|network| network.set_fair(false));
-    let urls =
-        |processes: &[Process]| Some(processes.iter().map(|process| process.url().to_owned()).collect());
-    let (servers, follows) = watch::channel::<Servers>(urls(&processes));
+    let urls = |processes: &[Process]| processes.iter().map(|process| process.url().to_owned()).collect();
+    let (servers, follows) = watch::channel(Servers { urls: urls(&processes), is_over: false });
     let (told, mut acknowledged) = mpsc::unbounded_channel();
     let writers: Vec<_> =
         (0..WRITERS).map(|writer| tokio::spawn(write_on(writer, follows.clone(), told.clone()))).collect();
@@ -116,13 +158,13 @@ async fn survive(
         }
         let victim = (random >> 50) as usize % processes.len();
         processes[victim].kill_and_restart();
-        servers.send_replace(urls(&processes));
+        servers.send_modify(|servers| servers.urls = urls(&processes));
     }
     for _ in writes..writes_min.max(writes + WRITERS as u64) {
         acknowledged.recv().await.unwrap();
     }
     networks.iter().for_each(|network| network.set_fair(true));
-    servers.send_replace(None);
+    servers.send_modify(|servers| servers.is_over = true);
     let mut expected = Vec::new();
     for (writer, writes) in (0..).zip(writers) {
         expected.extend((0..writes.await.unwrap()).flat_map(|write| ids_of(writer, write)));

@@ -54,7 +54,8 @@ impl S3Location {
     /// Lists one object of it, however many there are, as everything else presupposes.
     pub(super) async fn check(&self, objects: &AmazonS3, prefix: &ObjectPath) -> Result<()> {
         let one = PaginatedListOptions { max_keys: Some(1), ..PaginatedListOptions::default() };
-        let error = match objects.list_paginated(Some(prefix.as_ref()), one).await {
+        let directory = (!prefix.as_ref().is_empty()).then(|| format!("{prefix}/"));
+        let error = match objects.list_paginated(directory.as_deref(), one).await {
             Ok(_) => return Ok(()),
             Err(error) => error,
         };

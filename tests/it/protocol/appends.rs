@@ -14,16 +14,20 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Status, Streaming};
 
 use super::Raw;
-use crate::flight::{House, batch, ids, numbers, update};
+use crate::flight::{House, batch, ids, numbers, query, texts, update};
 use crate::support::START_US;
 
 const GROUP: &str =
     "CREATE FEATURE GROUP g (id BIGINT, at TIMESTAMP, v BIGINT, ENTITY KEY (id), EVENT TIME (at))";
 
+fn at(rows: usize) -> ArrayRef {
+    Arc::new(TimestampMicrosecondArray::from_value(START_US - 1, rows))
+}
+
 /// Rows of these ids, all of one time, with a value of their own.
 fn rows(ids: impl IntoIterator<Item = Option<i64>>, value: i64) -> RecordBatch {
     let ids: Int64Array = ids.into_iter().collect();
-    let at: ArrayRef = Arc::new(TimestampMicrosecondArray::from_value(START_US - 1, ids.len()));
+    let at = at(ids.len());
     let values: ArrayRef = Arc::new(Int64Array::from_value(value, ids.len()));
     RecordBatch::try_from_iter_with_nullable([
         ("id", Arc::new(ids) as ArrayRef, true),
@@ -92,7 +96,7 @@ async fn each_write_is_acknowledged_before_the_next_is_sent() {
         let latest = numbers(&mut client, &format!("SELECT v FROM LATEST(g, {id})")).await;
         assert_eq!(latest, [n as i64], "of the same key and time the later write wins");
     }
-    let listed = numbers(&mut client, "SELECT count(*) FROM system.jobs WHERE kind = 'ingest' AND rows = 40");
+    let listed = numbers(&mut client, "SELECT count(*) FROM system.jobs WHERE kind = 'stream' AND rows = 40");
     assert_eq!(listed.await, [1], "the stream is one job while it is open");
     drop(sender);
     assert!(answers.message().await.unwrap().is_none());
@@ -119,9 +123,9 @@ async fn writes_that_are_sent_ahead_are_made_in_their_order() {
     assert_eq!(numbers(&mut client, "SELECT count(*) FROM g").await, [total]);
     assert_eq!(numbers(&mut client, "SELECT count(DISTINCT id) FROM g").await, [next]);
     let last = sizes.len() as i64 - 1;
-    for sql in
-        ["SELECT v FROM LATEST(g, 0)", "SELECT v FROM g WHERE id = 0 ORDER BY _ingested_at DESC LIMIT 1"]
-    {
+    let offline = "SELECT f.v FROM (SELECT 0 AS id, TIMESTAMP '2100-01-01' AS at) l ASOF JOIN g f \
+                   MATCH_CONDITION (l.at >= f.at) ON l.id = f.id";
+    for sql in ["SELECT v FROM LATEST(g, 0)", offline] {
         assert_eq!(numbers(&mut client, sql).await, [last], "{sql}");
     }
 }
@@ -149,6 +153,15 @@ async fn keys_let_a_stream_be_sent_again() {
         let expected = if before > 0 && counted == "g" { before } else { 8 };
         let count = format!("SELECT count(*) FROM {counted}");
         assert_eq!(numbers(&mut client, &count).await, [expected], "{table}");
+        // A key twice at once, and writes without one behind it.
+        let key = format!("twice-in-{}", table.len());
+        let twice = vec![(one(5, 5), &*key), (one(5, 5), &*key), (one(6, 6), ""), (one(6, 6), "")];
+        let (added, error) = put(&mut house.raw().await, messages(&command, twice)).await;
+        assert!(error.is_none(), "{error:?}");
+        assert_eq!(added, [1, 1, 1, 1]);
+        let count = format!("SELECT count(*) FROM {counted} WHERE id IN (5, 6)");
+        assert_eq!(numbers(&mut client, &count).await, [3], "{table}");
+        update(&mut client, "DELETE FROM g WHERE id IN (5, 6)").await;
         // Another write under a key that is taken.
         let taken = vec![(one(7, 7), "e"), (one(8, 8), "a"), (one(9, 9), "f")];
         let (added, error) = put(&mut house.raw().await, messages(&command, taken)).await;
@@ -188,6 +201,16 @@ async fn a_write_that_does_not_fit_ends_the_stream_where_it_is() {
     sender.send(writes.next().unwrap()).await.unwrap();
     assert_eq!(rows_of(answers.message().await.unwrap().unwrap()), 1);
     assert_eq!(numbers(&mut client, "SELECT w FROM g WHERE id = 5").await, [9]);
+    let wide = batch(vec![("id", ids([7])), ("at", at(1)), ("v", ids([7])), ("w", ids([8]))]);
+    for _ in 0..2 {
+        let (added, error) = put(&mut house.raw().await, messages(APPEND, vec![(wide.clone(), "")])).await;
+        assert_eq!((added, error.map(|error| error.to_string())), (vec![1], None), "as the group is now");
+    }
+    update(&mut client, "DROP FEATURE GROUP g").await;
+    update(&mut client, &GROUP.replace("v BIGINT", "u BIGINT")).await;
+    let other = batch(vec![("id", ids([9])), ("at", at(1)), ("u", ids([7]))]);
+    let (added, error) = put(&mut house.raw().await, messages(APPEND, vec![(other, "")])).await;
+    assert_eq!((added, error.map(|error| error.to_string())), (vec![1], None), "another of the name");
     update(&mut client, "DROP FEATURE GROUP g").await;
     sender.send(messages(APPEND, vec![(one(6, 6), "")]).remove(1)).await.unwrap();
     assert_eq!(answers.message().await.unwrap_err().code(), Code::NotFound);
@@ -210,7 +233,7 @@ async fn what_is_no_stream_of_writes_is_refused_in_words() {
         (
             messages(r#"{"append": "nothing"}"#, write()),
             Code::NotFound,
-            "table 'public.nothing' does not exist",
+            "no table or feature group 'public.nothing'",
         ),
         (
             messages(r#"{"append": "a b"}"#, write()),
@@ -221,9 +244,9 @@ async fn what_is_no_stream_of_writes_is_refused_in_words() {
         (
             messages(r#"{"query": "SELECT 1"}"#, write()),
             Code::InvalidArgument,
-            r#"write {"append": "table"}"#,
+            r#"write {"append": "table"}, or ask"#,
         ),
-        (messages(r#"{"append": "#, write()), Code::InvalidArgument, r#"write {"append": "table"}"#),
+        (messages(r#"{"append": "#, write()), Code::InvalidArgument, r#"write {"append": "table"}, or ask"#),
         (messages(APPEND, vec![(one(1, 1), "two words")]), Code::InvalidArgument, "1 to 128 letters"),
         (
             messages(APPEND, vec![(batch(vec![("id", ids([1]))]), "")]),
@@ -269,5 +292,33 @@ async fn a_server_that_stops_ends_an_idle_stream() {
     assert_eq!(error.code(), Code::Unavailable);
     assert!(error.message().contains("send what it has not acknowledged to another"), "{error}");
     stopping.await.unwrap().unwrap();
+    drop(sender);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_stream_can_be_ended_and_holds_up_no_upkeep() {
+    let house = House::open().await;
+    let mut client = house.client().await;
+    update(&mut client, GROUP).await;
+    let mut writes = messages(APPEND, vec![(one(1, 1), ""), (one(2, 2), "")]).into_iter();
+    let (sender, receiver) = mpsc::channel(1);
+    sender.send(writes.next().unwrap()).await.unwrap();
+    let mut raw = house.raw().await;
+    let mut answers = raw.do_put(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    for write in writes {
+        sender.send(write).await.unwrap();
+        assert_eq!(rows_of(answers.message().await.unwrap().unwrap()), 1);
+        update(&mut client, "CHECKPOINT").await;
+        house.clock.advance(1_000_000);
+    }
+    let snapshots = r#"SELECT count(*) FROM "g$snapshots""#;
+    assert_eq!(numbers(&mut client, snapshots).await, [2]);
+    query(&mut client, "VACUUM g RETAIN '0 seconds'").await.unwrap();
+    assert_eq!(numbers(&mut client, snapshots).await, [1], "the stream reads nothing of before");
+    let listed = query(&mut client, "SELECT job_id FROM system.jobs WHERE kind = 'stream'").await.unwrap();
+    let id = texts(&listed, "job_id").remove(0);
+    update(&mut client, &format!("KILL QUERY '{id}'")).await;
+    assert_eq!(answers.message().await.unwrap_err().code(), Code::Cancelled, "though nothing was sent");
+    assert_eq!(numbers(&mut client, "SELECT count(*) FROM g").await, [2], "what was acknowledged stays");
     drop(sender);
 }
