@@ -20,11 +20,11 @@ const FAILED: u8 = 1;
 const ALLOCATOR_SETTINGS: &str = "_RJEM_MALLOC_CONF";
 
 /// How the allocator goes about it. There are as many arenas as CPUs, so that what one thread gives back is there for
-/// others; large buffers are kept as others are: the system would have to give them again to the next query, page by page.
-/// What nobody wants for some ten seconds goes back to the system, by a thread for that.
+/// others; large buffers are kept as others are: the system would have to give them again to the next query, page by page,
+/// which costs a sixth of a large join. What nobody wants for a minute goes back to the system, by a thread for that.
 fn allocator_settings() -> String {
     let cpus = thread::available_parallelism().map_or(1, usize::from);
-    format!("narenas:{cpus},oversize_threshold:0,background_thread:true")
+    format!("narenas:{cpus},oversize_threshold:0,background_thread:true,dirty_decay_ms:60000")
 }
 
 fn main() -> ExitCode {
@@ -46,15 +46,19 @@ fn main() -> ExitCode {
     }
 }
 
-/// The allocator reads its settings from the environment, and before anything else runs: where this one is not set the
-/// process becomes itself once more, with it. If it cannot, it goes on without.
-fn begin_again_with(variable: &str, value: String) {
-    if env::var_os(variable).is_none()
+/// The allocator reads its settings from the environment, and before anything else runs: where these are not there the
+/// process becomes itself once more, with them; what was there holds where both say something. If it cannot, it goes on
+/// without.
+fn begin_again_with(variable: &str, settings: String) {
+    let set = env::var(variable).unwrap_or_default();
+    if !set.starts_with(&settings)
         && let Ok(program) = env::current_exe()
     {
         let mut arguments = env::args_os();
         let mut again = process::Command::new(program);
-        again.arg0(arguments.next().unwrap_or_default()).args(arguments).env(variable, value);
+        let settings =
+            [settings, set].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(",");
+        again.arg0(arguments.next().unwrap_or_default()).args(arguments).env(variable, settings);
         let _ = again.exec(); // it returns only if it fails
     }
 }

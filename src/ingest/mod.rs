@@ -4,6 +4,7 @@ mod catch_up;
 mod conform;
 mod delete;
 mod erase;
+mod few;
 mod freshness;
 mod stamp;
 mod trickle;
@@ -28,10 +29,11 @@ use crate::registry::{Object, Registry};
 
 use catch_up::Locks;
 pub(crate) use conform::{Conform, lossless};
+pub(crate) use few::{Append, bytes_of};
 pub(crate) use freshness::{Freshness, Lag};
 use stamp::Stamps;
+pub(crate) use trickle::Appended;
 use trickle::Trickle;
-pub(crate) use trickle::{Append, Appended, bytes_of};
 
 /// The one way rows get in: from SQL and from bulk ingest.
 #[derive(Debug)]

@@ -12,27 +12,22 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch, UInt32Array};
+use datafusion::arrow::array::{RecordBatch, UInt32Array};
 use datafusion::arrow::compute::{concat_batches, take_record_batch};
-use datafusion::arrow::datatypes::{DataType, SchemaRef};
+use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::execution::SendableRecordBatchStream;
-use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use futures::{StreamExt, TryStreamExt};
 use moka::sync::Cache;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use uuid::Uuid;
 
+use super::few::{Append, Few, bytes_of};
 use super::stamp::stamp;
 use super::{Conform, Ingest};
 use crate::error::{Error, Result};
 use crate::model::{FeatureGroup, IdempotencyKey, TableName};
 use crate::offline::{LogExtent, Logged, LoggedWrite, OfflineTable};
 use crate::registry::Object;
-
-/// A write of more rows or bytes goes into a snapshot of its own.
-const FEW_ROWS_MAX: usize = 1000;
-const FEW_BYTES_MAX: usize = 1 << 20;
 
 /// So much of a table is worth a snapshot, however young.
 const FOLD_ROWS: usize = 100_000;
@@ -84,57 +79,6 @@ pub(crate) struct Appended {
     pub(crate) rows: u64,
     /// Those that it, or an earlier write with its key, has added.
     pub(crate) written: u64,
-}
-
-/// One write of several into one table.
-#[derive(Debug)]
-pub(crate) struct Append {
-    pub(crate) rows: RecordBatch,
-    pub(crate) key: Option<IdempotencyKey>,
-    /// What the rows take: [`bytes_of`] them.
-    pub(crate) bytes: usize,
-}
-
-impl Append {
-    /// Whether it shares the log with others, as far as that is a matter of its size.
-    pub(crate) fn is_few(&self) -> bool {
-        self.rows.num_rows() <= FEW_ROWS_MAX && self.bytes <= FEW_BYTES_MAX
-    }
-}
-
-/// The rows of a write: few, or not.
-pub(crate) enum Few {
-    Rows(RecordBatch),
-    Many(SendableRecordBatchStream),
-}
-
-impl Few {
-    /// Reads as far as it takes to know.
-    pub(super) async fn of(mut rows: SendableRecordBatchStream) -> Result<Self> {
-        let schema = rows.schema();
-        let (mut read, mut count, mut bytes) = (Vec::new(), 0, 0);
-        while let Some(batch) = rows.try_next().await? {
-            count += batch.num_rows();
-            bytes += bytes_of(&batch);
-            read.push(batch);
-            if count > FEW_ROWS_MAX || bytes > FEW_BYTES_MAX {
-                let read = futures::stream::iter(read.into_iter().map(Ok));
-                let rows = RecordBatchStreamAdapter::new(schema, read.chain(rows));
-                return Ok(Self::Many(Box::pin(rows)));
-            }
-        }
-        Ok(Self::Rows(concat_batches(&schema, &read)?))
-    }
-
-    fn into_stream(self) -> SendableRecordBatchStream {
-        match self {
-            Self::Many(rows) => rows,
-            Self::Rows(rows) => {
-                let schema = rows.schema();
-                Box::pin(RecordBatchStreamAdapter::new(schema, futures::stream::iter([Ok(rows)])))
-            }
-        }
-    }
 }
 
 /// One write that waits for its round.
@@ -204,6 +148,7 @@ impl Ingest {
             }
             let Some((group, table)) = self.trickle.known.get(name) else { break };
             let (outcomes, unfit) = self.log_writes(&group, &table, left, true).await;
+            let unfit_has_key = left.get(outcomes.len()).is_some_and(|write| write.key.is_some());
             let mut outcomes = left.iter().zip(outcomes).peekable();
             while let Some((write, Ok(Outcome::Rows(written)))) =
                 outcomes.next_if(|(_, outcome)| matches!(outcome, Ok(Outcome::Rows(_))))
@@ -218,7 +163,8 @@ impl Ingest {
                 // The round has put down what the group is now. Those behind it were not made either, or it is not for us
                 // to make it once they were.
                 (Some((_, Ok(_))), _)
-                    if outcomes.any(|(_, outcome)| !matches!(outcome, Ok(Outcome::Stale))) =>
+                    if outcomes
+                        .any(|(_, outcome)| !matches!(outcome, Ok(Outcome::Stale | Outcome::Rows(0)))) =>
                 {
                     appended.push(Err(Error::conflict(format!(
                         "the definition of '{name}' changed while rows were written into it: write them again"
@@ -229,6 +175,8 @@ impl Ingest {
                 (None, Some(unfit)) => {
                     let refused = match self.is_now(name, &group).await {
                         Ok(false) => continue, // they may fit what it is by now
+                        // They may have fitted what it was: whoever looks for their group looks for the key first.
+                        Ok(true) if unfit_has_key => break,
                         Ok(true) => unfit,
                         Err(error) => error,
                     };
@@ -564,20 +512,6 @@ impl Accepted {
             }
         }
     }
-}
-
-/// What the rows themselves take, whatever larger batch they are a part of.
-pub(crate) fn bytes_of(rows: &RecordBatch) -> usize {
-    let own = |column: &ArrayRef| {
-        // Arrow leaves out what views point to.
-        let viewed = match column.data_type() {
-            DataType::Utf8View => column.as_string_view().total_buffer_bytes_used(),
-            DataType::BinaryView => column.as_binary_view().total_buffer_bytes_used(),
-            _ => 0,
-        };
-        viewed + column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size())
-    };
-    rows.columns().iter().map(own).sum()
 }
 
 /// The rows as the group has them; `conforming` is how that is done for rows of the schema of those before.

@@ -107,6 +107,7 @@ async fn write_some(
     let duration_us = engine.clock.now_us().saturating_sub(started_us);
     for appended in few {
         let done = appended.and_then(|appended| as_many(appended.rows, appended.written));
+        engine.metrics.rows_received.inc_by(done.as_ref().map_or(0, |rows| *rows));
         engine.metrics.statement_ended(Kind::Ingest, done.as_ref().err().map(Error::kind), duration_us);
         added.push(done?);
     }

@@ -437,11 +437,10 @@ impl Watch {
         Box::pin(RecordBatchStreamAdapter::new(schema, counted))
     }
 
-    /// Rows that came in for it and were written, counted.
+    /// Counts rows that were written for it.
     pub(super) fn count(&self, rows: usize, bytes: usize) {
         self.run.rows.fetch_add(rows as u64, Relaxed);
         self.run.bytes.fetch_add(bytes as u64, Relaxed);
-        self.running.metrics.rows_received.inc_by(rows as u64);
     }
 
     fn is_cancelled(&mut self, cx: &mut Context<'_>) -> bool {

@@ -64,6 +64,7 @@ class Server:
         command = [*self.within, BINARY, "serve", "--data-dir", self.data, "--listen", f"127.0.0.1:{self.port}", *self.arguments]
         # in the environment, as binaries that benchmarks compare may be of a time before there was such a port
         environment = os.environ | {"FLETCHING_HTTP_LISTEN": f"127.0.0.1:{self.http_port}"} | self.environment
+        environment.pop("_RJEM_MALLOC_CONF", None)  # which Polars sets for itself in every process that imports it
         with self.log.open("a") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:

@@ -143,6 +143,7 @@ async fn survive(
     let (told, mut acknowledged) = mpsc::unbounded_channel();
     let writers: Vec<_> =
         (0..WRITERS).map(|writer| tokio::spawn(write_on(writer, follows.clone(), told.clone()))).collect();
+    drop(told); // when all of them have failed, so has this
     let mut random = u64::from(std::process::id());
     let mut writes = 0;
     for _ in 0..kills {

@@ -206,6 +206,16 @@ async fn a_write_that_does_not_fit_ends_the_stream_where_it_is() {
         let (added, error) = put(&mut house.raw().await, messages(APPEND, vec![(wide.clone(), "")])).await;
         assert_eq!((added, error.map(|error| error.to_string())), (vec![1], None), "as the group is now");
     }
+    // What landed before a change is known by its key after it, and an empty write beside others is none.
+    update(&mut client, "ALTER FEATURE GROUP g ADD FEATURE x BIGINT").await;
+    let wider =
+        batch(vec![("id", ids([7])), ("at", at(1)), ("v", ids([7])), ("w", ids([8])), ("x", ids([8]))]);
+    let now = vec![(wider.clone(), "before"), (wider.slice(0, 0), ""), (wider, "")];
+    assert_eq!(put(&mut house.raw().await, messages(APPEND, now.clone())).await.0, [1, 0, 1]);
+    update(&mut client, "ALTER FEATURE GROUP g DROP FEATURE x").await;
+    let (added, error) = put(&mut house.raw().await, messages(APPEND, now)).await;
+    assert_eq!(added[0], 1, "the first was there");
+    assert!(error.unwrap().message().contains("column 'x' that the table does not have"), "the last is new");
     update(&mut client, "DROP FEATURE GROUP g").await;
     update(&mut client, &GROUP.replace("v BIGINT", "u BIGINT")).await;
     let other = batch(vec![("id", ids([9])), ("at", at(1)), ("u", ids([7]))]);
