@@ -21,10 +21,10 @@ const ALLOCATOR_SETTINGS: &str = "_RJEM_MALLOC_CONF";
 
 /// How the allocator goes about it. There are as many arenas as CPUs, so that what one thread gives back is there for
 /// others; large buffers are kept as others are: the system would have to give them again to the next query, page by page,
-/// which costs a sixth of a large join. What nobody wants for a minute goes back to the system, by a thread for that.
+/// which costs a sixth of a large join. What nobody wants for five minutes goes back to the system, by a thread for that.
 fn allocator_settings() -> String {
     let cpus = thread::available_parallelism().map_or(1, usize::from);
-    format!("narenas:{cpus},oversize_threshold:0,background_thread:true,dirty_decay_ms:60000")
+    format!("narenas:{cpus},oversize_threshold:0,background_thread:true,dirty_decay_ms:300000")
 }
 
 fn main() -> ExitCode {

@@ -47,6 +47,16 @@ def create(server, group, features, online):
     )
 
 
+def pyiceberg_writes():
+    """Whether it is there, and with it what its SQL catalog needs."""
+    try:
+        import pyiceberg.catalog.sql  # noqa: F401
+    except ImportError as error:
+        say(f"pyiceberg is left out: {error}")
+        return False
+    return True
+
+
 # Bulk.
 
 
@@ -89,7 +99,7 @@ def by_peer(job, data):
 def bulk(options, data):
     """Everybody once in every turn."""
     writers = {OURS: lambda: copied(data), "Fletching, adbc_ingest": lambda: ingested(data)}
-    if available("pyiceberg"):
+    if pyiceberg_writes():
         writers["pyiceberg, append"] = lambda: by_peer("pyiceberg_append", data)
     if available("duckdb"):
         writers["DuckDB, sorted Parquet"] = lambda: by_peer("duckdb_sorted", data)
@@ -152,7 +162,7 @@ def single(size):
             rows.append([name, *latencies(server.run(job, script=JOBS, table=job, **asked))])
             there = int(server.sql(f"SELECT count(*) FROM {job}")[0][0])
             check(there == size.singles, f"{size.singles} rows acknowledged, {there} there")
-    if available("pyiceberg"):
+    if pyiceberg_writes():
         with scratch() as directory:
             rows.append(["pyiceberg, append", *latencies(run("single_append", script=JOBS, directory=directory, **asked))])
     if Path(FEAST_PYTHON).exists():
