@@ -75,6 +75,14 @@ async fn put(raw: &mut Raw, messages: Vec<FlightData>) -> (Vec<i64>, Option<Stat
     }
 }
 
+/// A stream that has said what it is about, and takes writes one by one.
+async fn open(house: &House, opening: FlightData) -> (mpsc::Sender<FlightData>, Streaming<PutResult>) {
+    let (sender, receiver) = mpsc::channel(1);
+    sender.send(opening).await.unwrap();
+    let answers = house.raw().await.do_put(ReceiverStream::new(receiver)).await.unwrap();
+    (sender, answers.into_inner())
+}
+
 const APPEND: &str = r#"{"append": "g"}"#;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -83,10 +91,7 @@ async fn each_write_is_acknowledged_before_the_next_is_sent() {
     let mut client = house.client().await;
     update(&mut client, GROUP).await;
     let mut messages = messages(APPEND, (0..40).map(|n| (one(n % 3, n), "")).collect()).into_iter();
-    let (sender, receiver) = mpsc::channel(1);
-    sender.send(messages.next().unwrap()).await.unwrap();
-    let mut raw = house.raw().await;
-    let mut answers = raw.do_put(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    let (sender, mut answers) = open(&house, messages.next().unwrap()).await;
     for (n, write) in messages.enumerate() {
         sender.send(write).await.unwrap();
         assert_eq!(rows_of(answers.message().await.unwrap().unwrap()), 1);
@@ -191,10 +196,7 @@ async fn a_write_that_does_not_fit_ends_the_stream_where_it_is() {
 
     // The group changes under an open stream, which goes on by what it is now.
     let mut writes = messages(APPEND, vec![(one(4, 4), ""), (one(5, 5), "")]).into_iter();
-    let (sender, receiver) = mpsc::channel(1);
-    sender.send(writes.next().unwrap()).await.unwrap();
-    let mut raw = house.raw().await;
-    let mut answers = raw.do_put(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    let (sender, mut answers) = open(&house, writes.next().unwrap()).await;
     sender.send(writes.next().unwrap()).await.unwrap();
     assert_eq!(rows_of(answers.message().await.unwrap().unwrap()), 1);
     update(&mut client, "ALTER FEATURE GROUP g ADD FEATURE w BIGINT DEFAULT 9").await;
@@ -290,10 +292,7 @@ async fn a_server_that_stops_ends_an_idle_stream() {
     let house = House::open().await;
     update(&mut house.client().await, GROUP).await;
     let mut writes = messages(APPEND, vec![(one(1, 1), "")]).into_iter();
-    let (sender, receiver) = mpsc::channel(1);
-    sender.send(writes.next().unwrap()).await.unwrap();
-    let mut raw = house.raw().await;
-    let mut answers = raw.do_put(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    let (sender, mut answers) = open(&house, writes.next().unwrap()).await;
     sender.send(writes.next().unwrap()).await.unwrap();
     assert_eq!(rows_of(answers.message().await.unwrap().unwrap()), 1);
     let House { server, _data, .. } = house;
@@ -311,10 +310,7 @@ async fn an_open_stream_can_be_ended_and_holds_up_no_upkeep() {
     let mut client = house.client().await;
     update(&mut client, GROUP).await;
     let mut writes = messages(APPEND, vec![(one(1, 1), ""), (one(2, 2), "")]).into_iter();
-    let (sender, receiver) = mpsc::channel(1);
-    sender.send(writes.next().unwrap()).await.unwrap();
-    let mut raw = house.raw().await;
-    let mut answers = raw.do_put(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    let (sender, mut answers) = open(&house, writes.next().unwrap()).await;
     for write in writes {
         sender.send(write).await.unwrap();
         assert_eq!(rows_of(answers.message().await.unwrap().unwrap()), 1);
