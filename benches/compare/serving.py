@@ -29,7 +29,7 @@ ENTRY_BYTES = 440
 KEYS = (1, 100)
 CALLERS = (16, 64)
 CALLERS_PER_CONNECTION = 4
-# How many calls a rate may have in flight.
+# How many calls a rate may have in flight, over as many connections as the peak was found with.
 OPEN_CALLERS = 256
 OPEN_SHARE = 0.8
 # How often a start is looked after: catching up in less cannot be told.
@@ -214,7 +214,7 @@ class Serving:
             url = http(self.servers[path])
         else:
             url, flags = self.floors[path, keys], flags | {"check": "rows"}
-        connections = max(callers // CALLERS_PER_CONNECTION, 1)
+        connections = max(min(callers, max(CALLERS)) // CALLERS_PER_CONNECTION, 1)
         return generate(
             "load", url, self.size, keys=keys, callers=callers, connections=connections, **{"query": QUERY} | flags
         )

@@ -15,6 +15,8 @@ use crate::record::{Record, Window};
 
 /// A server that refuses everything is not to be asked as fast as it can refuse.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(1);
+/// How long calls wait to begin together.
+const TICK: Duration = Duration::from_micros(500);
 
 #[derive(Debug, Args)]
 pub(crate) struct LoadArgs {
@@ -77,8 +79,8 @@ async fn call(caller: &mut Caller, started: Instant) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Calls begin `rate` times a second, spaced evenly. When all callers are busy a call begins late, but its latency
-/// counts from when it was due: that a slow server is asked less often does not flatter it.
+/// Calls are due `rate` times a second, spaced evenly, and begin a tick late at the most, unless all callers are busy.
+/// Latencies count from when a call was due: that a slow server is asked less often does not flatter it.
 async fn open_loop(callers: Vec<Caller>, window: Window, rate: f64) -> Result<Vec<Caller>, Failure> {
     let (sender, idle) = mpsc::channel();
     let count = callers.len();
@@ -86,7 +88,7 @@ async fn open_loop(callers: Vec<Caller>, window: Window, rate: f64) -> Result<Ve
         sender.send(Ok(caller))?;
     }
     let runtime = Handle::current();
-    // Tokio's timers tick every millisecond; a thread sleeps to some 50 µs.
+    // Tokio's timers tick every millisecond. A thread could sleep for each call, and take a good part of the machine for it.
     let pacer = thread::spawn(move || -> Result<Vec<Caller>, Failure> {
         let start = Instant::now();
         for number in 0_u32.. {
@@ -94,7 +96,10 @@ async fn open_loop(callers: Vec<Caller>, window: Window, rate: f64) -> Result<Ve
             if due >= window.until {
                 break;
             }
-            thread::sleep(due.saturating_duration_since(Instant::now()));
+            let now = Instant::now();
+            if due > now {
+                thread::sleep(due.max(now + TICK) - now);
+            }
             let mut caller: Caller = idle.recv()??;
             let sender = sender.clone();
             runtime.spawn(async move {

@@ -17,6 +17,7 @@ use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
 use super::drain::Drain;
+use super::gathered::Gathered;
 use super::sessions::Sessions;
 use crate::metrics::Metrics;
 
@@ -51,7 +52,7 @@ impl Peer {
 
 /// One accepted connection. When it closes, its session ends.
 pub(super) struct Connection {
-    stream: TcpStream,
+    stream: Gathered<TcpStream>,
     id: ConnectionId,
     admitted: Arc<AtomicBool>,
     /// By when a call must have been let in; `None` once one was.
@@ -153,7 +154,7 @@ impl Acceptor {
         self.sessions.connected(id);
         self.metrics.connections.inc();
         Some(Connection {
-            stream,
+            stream: Gathered::new(stream),
             id,
             admitted: Arc::default(),
             deadline: Some(Box::pin(tokio::time::sleep(self.silence_max))),

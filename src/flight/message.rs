@@ -18,6 +18,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use flatbuffers::FlatBufferBuilder;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
+use super::stream::bytes_of;
 use crate::error::{Error, Result};
 
 /// Buffers in a message begin at multiples of this.
@@ -83,7 +84,7 @@ impl Message {
             let (options, mut context) = (IpcWriteOptions::default(), CompressionContext::default());
             return Self::copied(batch, app_metadata, &options, &mut context);
         }
-        let mut body = Body::for_columns(batch.num_columns());
+        let mut body = Body::for_columns(batch.columns());
         let mut nodes = Vec::with_capacity(batch.num_columns());
         for column in batch.columns() {
             nodes.push(ipc::FieldNode::new(column.len() as i64, column.null_count() as i64));
@@ -167,10 +168,11 @@ impl AsRef<[u8]> for Shared {
 
 impl Body {
     /// With room for columns whose buffers are small.
-    fn for_columns(columns: usize) -> Self {
+    fn for_columns(columns: &[ArrayRef]) -> Self {
+        let small = columns.iter().map(bytes_of).filter(|bytes| *bytes < SHARED_BYTES_MIN);
         Self {
-            small: BytesMut::with_capacity(columns * ALIGNMENT + SHARED_BYTES_MIN),
-            buffers: Vec::with_capacity(columns * 2),
+            small: BytesMut::with_capacity(small.map(|bytes| bytes + ALIGNMENT).sum()),
+            buffers: Vec::with_capacity(columns.len() * 2),
             ..Self::default()
         }
     }

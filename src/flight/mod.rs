@@ -13,6 +13,7 @@ mod drain;
 mod endpoints;
 mod exchange;
 pub(crate) mod fuzzing;
+mod gathered;
 mod handle;
 mod idempotency;
 mod listener;

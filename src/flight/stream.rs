@@ -117,7 +117,10 @@ pub(super) fn pieces(batch: RecordBatch) -> VecDeque<RecordBatch> {
 
 /// The bytes of an array's own rows. Arrow counts all children of a sliced list; here only those of its rows count,
 /// as only they are sent.
-fn bytes_of(array: &Arc<dyn Array>) -> usize {
+pub(super) fn bytes_of(array: &Arc<dyn Array>) -> usize {
+    if let Some(width) = array.data_type().primitive_width() {
+        return array.len() * width;
+    }
     let own = array.len() * 8;
     match array.data_type() {
         DataType::List(_) => {

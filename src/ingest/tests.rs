@@ -180,7 +180,7 @@ impl Fixture {
             panic!("the group is gone")
         };
         let found = self.online.get(&group, &keys_of(keys), None).await.unwrap();
-        found.entries.iter().map(Option::is_some).collect()
+        found.entries.iter().map(|entry| entry.is_some()).collect()
     }
 }
 
@@ -234,11 +234,8 @@ async fn a_definition_that_changes_under_a_write_keeps_its_rows_and_not_their_me
     assert_eq!(fixture.served(vec![1, 2, 3]).await, [true, true, true]);
     let keys = keys_of(vec![1, 2, 3]);
     let found = fixture.online.get(&group, &keys, None).await.unwrap();
-    let rows: Vec<Option<&[u8]>> = found
-        .entries
-        .iter()
-        .map(|entry| pick(entry.as_ref().unwrap(), 1_000).unwrap().map(|row| row.bytes))
-        .collect();
+    let rows: Vec<Option<&[u8]>> =
+        found.entries.iter().map(|entry| pick(entry.unwrap(), 1_000).unwrap().map(|row| row.bytes)).collect();
     let w = decode_features(&RowLayout::new(&group).unwrap(), &rows, &[0]).unwrap();
     assert_eq!(w[0].null_count(), 3, "nothing of v is read as w");
     let applied = fixture.ingest.rebuild(&group, &table, &|_| ()).await.unwrap();

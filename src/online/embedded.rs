@@ -31,7 +31,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::entries::{Incoming, PackedEntry};
-use super::{Found, OnlineStore, ScannedEntries};
+use super::{Entries, Found, OnlineStore, ScannedEntries};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{EntityKey, FeatureGroup, merge};
@@ -235,10 +235,10 @@ impl OnlineStore for EmbeddedStore {
         let (id, keys) = (group.id, keys.to_vec());
         self.run(move |database| {
             let table = database.begin_read()?.open_table(ENTRIES)?;
-            let mut entries = Vec::with_capacity(keys.len());
-            for key in &keys {
+            let mut entries = Entries::absent(keys.len());
+            for (at, key) in keys.iter().enumerate() {
                 let entry = table.get(stored_key(id, key.as_bytes()).as_slice())?;
-                entries.push(entry.map(|e| Bytes::copy_from_slice(e.value())));
+                entries.put(at, entry.as_ref().map(|entry| entry.value()));
             }
             Ok(Found { entries, store_reads: keys.len(), ..Found::default() })
         })

@@ -7,6 +7,7 @@ mod cached;
 mod changes;
 mod embedded;
 mod entries;
+mod found;
 mod redis;
 
 use std::fmt::Debug;
@@ -24,6 +25,7 @@ use crate::clock::Clock;
 use crate::error::Result;
 use crate::model::{EntityKey, FeatureGroup};
 use changes::Changes;
+pub(crate) use found::{Entries, Found};
 
 /// Which store keeps the latest values.
 #[derive(Debug, Clone)]
@@ -86,19 +88,6 @@ pub(crate) async fn open(options: OnlineOptions, clock: Arc<dyn Clock>) -> Resul
         Some(cache) => Arc::new(cached::CachedStore::new(store, cache, clock)),
         None => store,
     })
-}
-
-/// What a look-up found, and what it cost.
-#[derive(Debug, Default)]
-pub(crate) struct Found {
-    /// One per key asked, in that order: the entity's entry (`model::pick` chooses the row in it), or `None`.
-    pub(crate) entries: Vec<Option<Bytes>>,
-    /// Keys that the cache answered, absent ones included.
-    pub(crate) cache_hits: usize,
-    /// Keys that were looked for in the cache and not in it.
-    pub(crate) cache_misses: usize,
-    /// Keys that were read from the store behind the cache.
-    pub(crate) store_reads: usize,
 }
 
 /// What a cache has done since the server started, and what it holds.

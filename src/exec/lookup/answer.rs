@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use datafusion::arrow::array::{
     ArrayRef, BooleanArray, PrimitiveArray, Scalar, StringArray, TimestampMicrosecondArray,
 };
@@ -14,6 +13,7 @@ use datafusion::arrow::datatypes::{DataType, TimestampMicrosecondType};
 use super::columns::LatestColumn;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{FeatureGroup, RowLayout, StoredRow, decode_features, pick};
+use crate::online::Entries;
 
 /// What becomes of a row whose entity has no row that may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -74,7 +74,7 @@ impl Answerer {
     /// taken for the truth, so a damaged entry fails the look-up until it is written again.
     pub(super) fn answer<'a>(
         &'a self,
-        entries: &'a [Option<Bytes>],
+        entries: &'a Entries,
         now_us: i64,
         read_us: i64,
     ) -> Result<Answer<'a>> {
@@ -82,7 +82,7 @@ impl Answerer {
         let oldest_us = ttl_us.map_or(i64::MIN, |ttl| now_us.saturating_sub(ttl));
         let mut rows = Vec::with_capacity(entries.len());
         let mut statuses = Vec::with_capacity(entries.len());
-        for entry in entries {
+        for entry in entries.iter() {
             let row = match entry {
                 Some(entry) => match pick(entry, now_us).map_err(|e| self.damaged(e))? {
                     None if read_us > now_us => pick(entry, read_us).map_err(|e| self.damaged(e))?,

@@ -51,15 +51,16 @@ impl DirectLookup {
     /// `Unavailable` when the store does not answer, `Corrupt` for what it holds and nobody can read.
     pub(crate) async fn run(&self, keys: &[ArrayRef], now_us: i64) -> Result<RecordBatch> {
         let encoded = encode_keys(keys)?;
-        let entries = if encoded.iter().all(Option::is_some) {
-            let known: Vec<EntityKey> = encoded.into_iter().flatten().collect();
-            self.store.get(&self.request.group, &known, self.request.max_staleness).await?.entries
-        } else {
-            let known: Vec<EntityKey> = encoded.iter().flatten().cloned().collect();
-            let found = self.store.get(&self.request.group, &known, self.request.max_staleness).await?;
-            let mut found = found.entries.into_iter();
-            // No entity has a key of which a part is NULL.
-            encoded.iter().map(|key| key.as_ref().and_then(|_| found.next().flatten())).collect()
+        // No entity has a key of which a part is NULL.
+        let is_known: Vec<bool> = encoded.iter().map(Option::is_some).collect();
+        let known: Vec<EntityKey> = encoded.into_iter().flatten().collect();
+        let found = self.store.get(&self.request.group, &known, self.request.max_staleness).await?;
+        let entries = match known.len() == is_known.len() {
+            true => found.entries,
+            false => {
+                let mut places = 0..known.len();
+                found.entries.arranged(is_known.iter().map(|is_known| is_known.then(|| places.next())?))
+            }
         };
         let answer = self.answerer.answer(&entries, now_us, self.clock.now_us())?;
         let columns = answer.columns(&self.columns, keys)?;

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use datafusion::arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions};
 use datafusion::arrow::compute::filter;
 use datafusion::arrow::datatypes::SchemaRef;
@@ -20,7 +19,7 @@ use super::lookup_exec::Output;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::model::{EntityKey, encode_keys};
-use crate::online::OnlineStore;
+use crate::online::{Entries, OnlineStore};
 
 /// Rows looked up at a time: what one read of the store and one answer hold.
 const ROWS_MAX: usize = 8192;
@@ -81,7 +80,7 @@ pub(super) async fn look_up(levels: &[Level], batch: RecordBatch, now_us: i64) -
 /// What one look-up asked for and got: a key and an entry per row.
 struct Read {
     keys: Vec<ArrayRef>,
-    entries: Vec<Option<Bytes>>,
+    entries: Entries,
     read_us: i64,
 }
 
@@ -91,8 +90,7 @@ impl Read {
         for key in &mut self.keys {
             *key = filter(key, kept)?;
         }
-        let mut kept = kept.values().iter();
-        self.entries.retain(|_| kept.next().unwrap_or_default());
+        self.entries = std::mem::take(&mut self.entries).arranged(kept.values().set_indices().map(Some));
         Ok(())
     }
 }
@@ -107,7 +105,7 @@ impl Level {
         self.metrics.cache_hits.add(found.cache_hits);
         self.metrics.cache_misses.add(found.cache_misses);
         self.metrics.store_reads.add(found.store_reads);
-        let entries = asked.iter().map(|i| i.and_then(|i| found.entries[i].clone())).collect();
+        let entries = found.entries.arranged(asked.into_iter());
         Ok(Read { keys, entries, read_us: self.clock.now_us() })
     }
 

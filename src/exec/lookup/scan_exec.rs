@@ -22,7 +22,7 @@ use super::answer::{Answerer, Missing, show_ttl};
 use super::columns::{LatestColumn, latest_schema};
 use crate::clock::Clock;
 use crate::model::{EntityKey, FeatureGroup, decode_keys};
-use crate::online::{OnlineStore, ScannedEntries};
+use crate::online::{Entries, OnlineStore, ScannedEntries};
 
 /// Scans the store for the entities of one group that have a row to serve, in no order.
 #[derive(Debug)]
@@ -125,8 +125,8 @@ fn served(
     schema: &SchemaRef,
     (now_us, read_us): (i64, i64),
 ) -> crate::error::Result<RecordBatch> {
-    let (keys, entries): (Vec<EntityKey>, Vec<Option<Bytes>>) =
-        part.into_iter().map(|(key, entry)| (key, Some(entry))).unzip();
+    let (keys, entries): (Vec<EntityKey>, Vec<Bytes>) = part.into_iter().unzip();
+    let entries: Entries = entries.into_iter().map(Some).collect();
     let keys = decode_keys(&group.key_fields(), &keys)?;
     let answer = answerer.answer(&entries, now_us, read_us)?;
     let rows = RecordBatchOptions::new().with_row_count(Some(answer.len()));

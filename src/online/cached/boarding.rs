@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures::future::try_join_all;
 use hashbrown::HashTable;
 use tokio::sync::oneshot;
@@ -88,7 +87,7 @@ impl<'a> Boarding<'a> {
             Wanted { flight: self.own, answer: &self.own_weak, position },
         ) {
             Way::Found(entry) => {
-                found.entries[at] = entry;
+                found.entries.put(at, entry.as_deref());
                 found.cache_misses -= 1;
             }
             Way::Joined(id, flight, position) => {
@@ -127,10 +126,9 @@ impl<'a> Boarding<'a> {
         let _ = orders.send(ordered);
         let answers = try_join_all(flights.drain(first..)).await.map_err(|error| error_of(&error))?;
         for Seat { at, flight, position } in seats {
-            let brought: Option<&Option<Bytes>> =
-                answers.get(flight - first).and_then(|entries| entries.get(position));
+            let brought = answers.get(flight - first).filter(|entries| position < entries.len());
             let brought = brought.ok_or_else(|| Error::internal("a read of the online store lost a key"))?;
-            found.entries[at].clone_from(brought);
+            found.entries.put(at, brought.get(position));
         }
         Ok(())
     }

@@ -8,7 +8,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared, WeakShared};
 use tokio::sync::oneshot;
@@ -16,12 +15,12 @@ use tokio::sync::oneshot;
 use super::kept::Kept;
 use crate::error::{Error, Result};
 use crate::model::{EntityKey, FeatureGroup};
-use crate::online::OnlineStore;
 use crate::online::changes::GroupBits;
+use crate::online::{Entries, OnlineStore};
 
 pub(super) type FlightId = u64;
 /// One entry per key of the flight.
-type Answer = Result<Arc<Vec<Option<Bytes>>>, Arc<Error>>;
+type Answer = Result<Arc<Entries>, Arc<Error>>;
 pub(super) type Flight = Shared<BoxFuture<'static, Answer>>;
 pub(super) type WeakFlight = WeakShared<BoxFuture<'static, Answer>>;
 
@@ -35,9 +34,9 @@ pub(super) struct Orders {
 }
 
 impl Orders {
-    fn land(mut self, entries: &[Option<Bytes>]) {
+    fn land(mut self, entries: &Entries) {
         let keys = std::mem::take(&mut self.keys);
-        for (key, entry) in keys.iter().zip(entries) {
+        for (key, entry) in keys.iter().zip(entries.iter()) {
             let asked = self.kept.asked(self.group, key.as_bytes());
             self.kept.land(asked, self.flight, Some((entry, self.begun_us)));
         }

@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::changes::{Change, Changes, GroupBits};
-use super::{CacheOptions, CacheStatistics, Found, OnlineStore, ScannedEntries};
+use super::{CacheOptions, CacheStatistics, Entries, Found, OnlineStore, ScannedEntries};
 use crate::clock::Clock;
 use crate::error::Result;
 use crate::model::{EntityKey, FeatureGroup, encode_keys};
@@ -179,7 +179,7 @@ impl OnlineStore for CachedStore {
         let age_max = max_staleness.map_or(self.ttl, |max| max.min(self.ttl)).as_micros();
         let age_max_us = i64::try_from(age_max).unwrap_or(i64::MAX);
         let fresh = Freshness { now_us: self.clock.now_us(), age_max_us };
-        let mut found = Found { entries: vec![None; keys.len()], ..Found::default() };
+        let mut found = Found { entries: Entries::absent(keys.len()), ..Found::default() };
         let missed = self.kept.find(group.id.into(), keys, fresh, &mut found.entries);
         found.cache_misses = missed.len();
         if !missed.is_empty() {

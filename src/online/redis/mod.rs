@@ -33,7 +33,7 @@ use self::keys::{PREFIX, StoredKeys};
 use self::server::{Answer, Batch, Server};
 use super::changes::Changes;
 use super::entries::{Incoming, PackedEntry};
-use super::{Found, OnlineStore, ScannedEntries};
+use super::{Entries, Found, OnlineStore, ScannedEntries};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::model::{EntityKey, FeatureGroup, MAX_FUTURE_ROWS};
@@ -139,7 +139,7 @@ fn odd(server: &Server, what: &str) -> Error {
     Error::unavailable(format!("online store {} gave an answer that is none: {what}", server.name()))
 }
 
-async fn read_entries(server: &Server, keys: StoredKeys) -> Result<Vec<Option<Bytes>>> {
+async fn read_entries(server: &Server, keys: StoredKeys) -> Result<Entries> {
     let command = |some: &[usize]| {
         let mut command = Cmd::with_capacity(1 + some.len(), 8 + 32 * some.len());
         command.arg("MGET");
@@ -149,7 +149,7 @@ async fn read_entries(server: &Server, keys: StoredKeys) -> Result<Vec<Option<By
         command
     };
     let batch = Batch { keys: &keys, together_max: KEYS_PER_CALL_MAX, command: &command, script: None };
-    let mut entries = vec![None; keys.len()];
+    let mut entries = Entries::absent(keys.len());
     let mut answered = 0;
     for Answer { keys: asked, value } in server.run(&batch).await? {
         let Value::Array(values) = value else { return Err(odd(server, "MGET without a list")) };
@@ -158,11 +158,11 @@ async fn read_entries(server: &Server, keys: StoredKeys) -> Result<Vec<Option<By
         }
         answered += asked.len();
         for (key, value) in asked.into_iter().zip(values) {
-            entries[key] = match value {
-                Value::BulkString(bytes) => Some(Bytes::from(bytes)),
-                Value::Nil => None,
+            match value {
+                Value::BulkString(bytes) => entries.put(key, Some(&bytes)),
+                Value::Nil => {}
                 _ => return Err(odd(server, "a value that is no string")),
-            };
+            }
         }
     }
     match answered == keys.len() {
@@ -248,7 +248,12 @@ impl OnlineStore for RedisStore {
             let stored = StoredKeys::new(group.id, part.iter().map(EntityKey::as_bytes));
             reads.push(read_entries(&self.server, stored));
         }
-        let entries: Vec<_> = stream::iter(reads).buffered(CALLS_IN_FLIGHT_MAX).try_concat().await?;
+        let read = stream::iter(reads).buffered(CALLS_IN_FLIGHT_MAX);
+        let appended = |mut all: Entries, part| {
+            all.append(part);
+            ready(Ok(all))
+        };
+        let entries = read.try_fold(Entries::default(), appended).await?;
         Ok(Found { entries, store_reads: keys.len(), ..Found::default() })
     }
 
@@ -262,8 +267,9 @@ impl OnlineStore for RedisStore {
                 keys.retain(|key| seen.insert(key));
                 let stored = StoredKeys::of(keys.iter().map(Vec::as_slice));
                 let entries = read_entries(&server, stored).await?;
-                let part = keys.into_iter().zip(entries).filter_map(|(key, entry)| {
-                    Some((EntityKey::from_stored(Bytes::from(key).slice(PREFIX..)), entry?))
+                let part = keys.into_iter().zip(entries.iter()).filter_map(|(key, entry)| {
+                    let key = EntityKey::from_stored(Bytes::from(key).slice(PREFIX..));
+                    Some((key, Bytes::copy_from_slice(entry?)))
                 });
                 Ok(Some((part.collect(), (scan, seen))))
             }

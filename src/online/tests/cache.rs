@@ -145,7 +145,7 @@ async fn what_is_absent_is_remembered_until_it_is_written() {
     // Another group's key of the same bytes is another key.
     let other = Arc::new(group(2));
     let found = stage.store.get(&other, &keys(&[2]), None).await.unwrap();
-    assert_eq!((found.entries, found.cache_misses), (vec![None], 1));
+    assert_eq!((found.entries, found.cache_misses), (Entries::absent(1), 1));
 }
 
 #[tokio::test]

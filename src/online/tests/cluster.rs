@@ -179,7 +179,7 @@ async fn a_node_that_is_down_is_unavailable_in_time_until_it_is_back() {
     assert!(stage.served(&all_users()).await.iter().all(|row| row.unwrap().0 == 7));
 }
 
-async fn read_until_it_answers(stage: &Stage) -> Vec<Option<Bytes>> {
+async fn read_until_it_answers(stage: &Stage) -> Entries {
     let begin = Instant::now();
     loop {
         match stage.store.get(&stage.group, &keys(&all_users()), None).await {

@@ -21,7 +21,7 @@ impl Stage {
         self.redis.as_ref().unwrap()
     }
 
-    async fn read(&self) -> Result<Vec<Option<Bytes>>> {
+    async fn read(&self) -> Result<Entries> {
         Ok(self.store.get(&self.group, &keys(&[1]), None).await?.entries)
     }
 
@@ -47,7 +47,7 @@ fn assert_says(error: &Error, stage: &Stage, words: &str) {
 }
 
 /// Polls the store until it answers.
-async fn until_it_answers(stage: &Stage) -> Vec<Option<Bytes>> {
+async fn until_it_answers(stage: &Stage) -> Entries {
     let begin = Instant::now();
     loop {
         match stage.read().await {
@@ -201,7 +201,7 @@ async fn what_is_no_entry_is_replaced_by_the_next_write() {
         stage.write(&[row(1, 10, 1, 0, 7)]).await;
         let key = stage.only_key();
         stage.server().tell([b"SET".as_slice(), &key, value].into_iter()).unwrap();
-        let entry = stage.read().await.unwrap().remove(0).unwrap();
+        let entry = stage.read().await.unwrap().get(0).unwrap().to_vec();
         assert!(value.is_empty() || pick(&entry, NOW).unwrap_err().kind() == ErrorKind::Corrupt);
         // One row, and several.
         stage.write(&[row(1, time, 1, 0, 8), row(1, NOW + time, 1, 1, 9)]).await;

@@ -82,8 +82,8 @@ impl Stage {
     /// User and amount of every entity served, by user.
     async fn scanned(&self) -> Vec<(i64, i64)> {
         let parts: Vec<ScannedEntries> = self.store.scan(&self.group).try_collect().await.unwrap();
-        let (keys, entries): (Vec<_>, Vec<_>) =
-            parts.into_iter().flatten().map(|(k, e)| (k, Some(e))).unzip();
+        let (keys, entries): (Vec<_>, Vec<_>) = parts.into_iter().flatten().unzip();
+        let entries: Entries = entries.into_iter().map(Some).collect();
         let users = decode_keys(&self.group.key_fields(), &keys).unwrap();
         let served = served(&self.group, &entries, self.clock.now_us());
         let users = users[0].as_primitive::<Int64Type>().values().iter();
@@ -145,8 +145,8 @@ fn keys(users: &[i64]) -> Vec<EntityKey> {
     encode_keys(&[column]).unwrap().into_iter().map(Option::unwrap).collect()
 }
 
-fn served(group: &FeatureGroup, entries: &[Option<Bytes>], now_us: i64) -> Vec<Option<(i64, i64)>> {
-    let rows: Vec<_> = entries.iter().map(|e| e.as_ref().and_then(|e| pick(e, now_us).unwrap())).collect();
+fn served(group: &FeatureGroup, entries: &Entries, now_us: i64) -> Vec<Option<(i64, i64)>> {
+    let rows: Vec<_> = entries.iter().map(|e| e.and_then(|e| pick(e, now_us).unwrap())).collect();
     let bytes: Vec<_> = rows.iter().map(|row| row.map(|r| r.bytes)).collect();
     let columns = decode_features(&RowLayout::new(group).unwrap(), &bytes, &[0]).unwrap();
     let amounts = columns[0].as_primitive::<Int64Type>();

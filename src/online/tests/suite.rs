@@ -100,7 +100,7 @@ async fn a_dropped_group_is_gone_and_no_other(stage: Stage) {
     assert_eq!(stage.store.applied_snapshot(stage.group.id).await.unwrap(), None);
     assert_eq!(stage.store.applied_snapshot(other.id).await.unwrap(), Some(-8));
     let found = stage.store.get(&other, &keys(&[0, 1, 2]), None).await.unwrap();
-    assert!(found.entries.iter().all(Option::is_some));
+    assert!(found.entries.iter().all(|entry| entry.is_some()));
     stage.write(&rows[..1]).await;
     assert_eq!(stage.scanned().await, [(0, 0)]);
 }

@@ -101,7 +101,7 @@ async fn an_emptied_redis_leaves_nothing_in_the_cache() {
     redis.restart();
     eventually("it is gone", async || {
         let found = stage.store.get(&stage.group, &keys(&[1]), None).await;
-        found.is_ok_and(|found| found.entries == [None])
+        found.is_ok_and(|found| found.entries == Entries::absent(1))
     })
     .await;
     tracking(&stage).await;
