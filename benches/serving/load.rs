@@ -1,13 +1,13 @@
 //! The load generator: callers that wait for each answer, or calls at a fixed rate, come what may.
 
-use std::sync::mpsc;
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use futures::future::try_join_all;
+use futures::future::{try_join, try_join_all};
 use serde_json::Value;
-use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use crate::Failure;
 use crate::calls::{Caller, Target};
@@ -15,8 +15,8 @@ use crate::record::{Record, Window};
 
 /// A server that refuses everything is not to be asked as fast as it can refuse.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(1);
-/// How long calls wait to begin together.
-const TICK: Duration = Duration::from_micros(500);
+/// Tokio's timers know no less.
+const TICK: Duration = Duration::from_millis(1);
 
 #[derive(Debug, Args)]
 pub(crate) struct LoadArgs {
@@ -79,36 +79,38 @@ async fn call(caller: &mut Caller, started: Instant) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Calls are due `rate` times a second, spaced evenly, and begin a tick late at the most, unless all callers are busy.
+/// Calls are due `rate` times a second, spaced evenly, and begin with the next tick, or later where all callers are busy.
 /// Latencies count from when a call was due: that a slow server is asked less often does not flatter it.
 async fn open_loop(callers: Vec<Caller>, window: Window, rate: f64) -> Result<Vec<Caller>, Failure> {
-    let (sender, idle) = mpsc::channel();
-    let count = callers.len();
-    for caller in callers {
-        sender.send(Ok(caller))?;
-    }
-    let runtime = Handle::current();
-    // Tokio's timers tick every millisecond. A thread could sleep for each call, and take a good part of the machine for it.
-    let pacer = thread::spawn(move || -> Result<Vec<Caller>, Failure> {
-        let start = Instant::now();
-        for number in 0_u32.. {
-            let due = start + Duration::from_secs_f64(f64::from(number) / rate);
-            if due >= window.until {
-                break;
-            }
-            let now = Instant::now();
-            if due > now {
-                thread::sleep(due.max(now + TICK) - now);
-            }
-            let mut caller: Caller = idle.recv()??;
-            let sender = sender.clone();
-            runtime.spawn(async move {
-                let called = call(&mut caller, due).await;
-                // Nobody waits for it only when another caller has failed.
-                let _ = sender.send(called.map(|()| caller));
-            });
+    let (due, begun) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let start = Instant::now();
+    let calling = callers.into_iter().map(|mut caller| {
+        let (due, begun) = (Arc::clone(&due), Arc::clone(&begun));
+        async move {
+            tokio::spawn(async move {
+                // Closed when nothing more is to begin.
+                while let Ok(one) = due.acquire().await {
+                    one.forget();
+                    let number = begun.fetch_add(1, Ordering::Relaxed);
+                    call(&mut caller, start + Duration::from_secs_f64(number as f64 / rate)).await?;
+                }
+                Ok::<_, Failure>(caller)
+            })
+            .await?
         }
-        (0..count).map(|_| idle.recv()?).collect()
     });
-    tokio::task::spawn_blocking(|| pacer.join()).await?.map_err(|_| "the pacer panicked")?
+    let pacing = async {
+        let mut ticks = tokio::time::interval(TICK);
+        let mut told = 0;
+        while told == 0 || Instant::now() < window.until || begun.load(Ordering::Relaxed) < told {
+            ticks.tick().await;
+            let passed = Instant::now().min(window.until) - start;
+            let all = (passed.as_secs_f64() * rate) as usize;
+            due.add_permits(all - told);
+            told = all;
+        }
+        due.close();
+        Ok(())
+    };
+    Ok(try_join(try_join_all(calling), pacing).await?.0)
 }

@@ -89,6 +89,7 @@ impl Door {
             listener,
             limits.connections_max,
             limits.authentication_timeout,
+            security.tls.is_some(),
             Arc::clone(&sessions),
             Arc::clone(&drain),
             metrics,

@@ -1,9 +1,15 @@
 //! What a connection says in one turn, in one write.
 //!
-//! HTTP/2 as we have it writes whenever a frame of data is full, and flushes each time: an answer of one message leaves
-//! in two writes, one of a hundred rows in five, and at each the kernel wakes the client. Here a flush only notes that
-//! something is to leave, and wakes the connection's task: everything that is said before its next turn leaves
-//! together, when that begins with a read, as every turn does.
+//! HTTP/2 as we have it writes and flushes after every frame of 256 bytes of data and more: an answer of one message leaves
+//! in two writes, the second for its ten bytes of trailers, one of a hundred rows in five, and at each the kernel wakes the
+//! client. Here what is written is gathered until the turn of the connection's task is over:
+//!
+//! - Such a frame is written as two slices, and flushed once more when nothing follows (`Streams::poll_complete` of h2
+//!   does so, and is to be looked at when h2 is updated). So the flush after it waits for the next one.
+//! - Where several calls are being answered, a flush waits for the connection's next turn, which it asks for: it comes after
+//!   those of the answers that are ready. It begins with a read, as every turn does.
+//!
+//! Under TLS nothing is gathered: writes are records, and alerts are not flushed.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,43 +17,42 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What is gathered at most, in bytes; more leaves at once.
+/// What is gathered at most, in bytes, and kept room for as long as the connection lasts; more leaves at once.
 const GATHERED_BYTES_MAX: usize = 64 << 10;
 
 /// A stream that gathers writes.
 #[derive(Debug)]
 pub(super) struct Gathered<T> {
     stream: T,
+    /// Whether writes are frames of HTTP/2.
+    is_framed: bool,
     gathered: Vec<u8>,
     /// How much of it has left.
     left: usize,
     /// Whether it has been flushed.
     due: bool,
+    /// Whether the connection's task has been woken for it.
+    is_turn_asked: bool,
+    /// Whether the last that was written is a frame of data.
+    ends_with_data: bool,
 }
 
-impl<T> Gathered<T> {
-    pub(super) fn new(stream: T) -> Self {
-        Self { stream, gathered: Vec::new(), left: 0, due: false }
-    }
-}
-
-impl<T: AsyncWrite + Unpin> Gathered<T> {
-    fn poll_leave(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.left < self.gathered.len() {
-            match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.gathered[self.left..]))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => self.left += written,
-            }
+impl<T: AsyncRead + AsyncWrite + Unpin> Gathered<T> {
+    pub(super) fn new(stream: T, is_framed: bool) -> Self {
+        Self {
+            stream,
+            is_framed,
+            gathered: Vec::new(),
+            left: 0,
+            due: false,
+            is_turn_asked: false,
+            ends_with_data: false,
         }
-        self.gathered.clear();
-        (self.left, self.due) = (0, false);
-        Poll::Ready(Ok(()))
     }
-}
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Gathered<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
+    /// See [`AsyncRead::poll_read`].
+    pub(super) fn poll_read(
+        &mut self,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
@@ -58,15 +63,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Gathered<T> {
         }
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
-}
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Gathered<T> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+    /// See [`AsyncWrite::poll_write_vectored`].
+    pub(super) fn poll_write(
+        &mut self,
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
@@ -74,28 +74,49 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathered<T> {
         if self.gathered.len() + bytes > GATHERED_BYTES_MAX {
             ready!(self.poll_leave(cx))?;
         }
-        if bytes > GATHERED_BYTES_MAX {
+        if bytes > GATHERED_BYTES_MAX || !self.is_framed {
             return Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
         }
         slices.iter().for_each(|slice| self.gathered.extend_from_slice(slice));
+        self.ends_with_data = slices.len() > 1;
         Poll::Ready(Ok(bytes))
     }
 
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.gathered.is_empty() && !self.due {
-            self.due = true;
-            cx.waker().wake_by_ref();
+    /// Flushes, or promises to; `others`: whether other calls are being answered.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>, others: bool) -> Poll<io::Result<()>> {
+        if self.gathered.is_empty() {
+            return Poll::Ready(Ok(()));
         }
-        Poll::Ready(Ok(()))
+        // Should nobody flush again after all, it leaves with the next turn.
+        self.due = true;
+        if others {
+            if !std::mem::replace(&mut self.is_turn_asked, true) {
+                cx.waker().wake_by_ref();
+            }
+            return Poll::Ready(Ok(()));
+        }
+        match std::mem::take(&mut self.ends_with_data) {
+            true => Poll::Ready(Ok(())),
+            false => self.poll_leave(cx),
+        }
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// See [`AsyncWrite::poll_shutdown`].
+    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_leave(cx))?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_leave(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.left < self.gathered.len() {
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.gathered[self.left..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.left += written,
+            }
+        }
+        self.gathered.clear();
+        (self.left, self.due, self.is_turn_asked, self.ends_with_data) = (0, false, false, false);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -103,7 +124,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathered<T> {
 mod tests {
     use super::*;
 
-    use std::task::Waker;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Wake, Waker};
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
@@ -145,40 +168,109 @@ mod tests {
     }
 
     fn gathered(bytes_max: usize) -> Gathered<Remembering> {
-        Gathered::new(Remembering { writes: Vec::new(), bytes_max, broken: false })
+        Gathered::new(Remembering { writes: Vec::new(), bytes_max, broken: false }, true)
     }
 
-    fn say(gathered: &mut Gathered<Remembering>, bytes: &[u8]) {
-        let mut cx = Context::from_waker(Waker::noop());
-        let Poll::Ready(Ok(taken)) = Pin::new(&mut *gathered).poll_write(&mut cx, bytes) else { panic!() };
-        assert_eq!(taken, bytes.len());
-        assert!(matches!(Pin::new(gathered).poll_flush(&mut cx), Poll::Ready(Ok(()))));
+    fn now<T>(poll: Poll<io::Result<T>>) -> T {
+        let Poll::Ready(Ok(value)) = poll else { panic!("it should be over") };
+        value
     }
 
-    /// Begins a turn; whether it failed.
-    fn turn(gathered: &mut Gathered<Remembering>) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        Pin::new(gathered).poll_read(&mut cx, &mut ReadBuf::new(&mut [])).is_ready()
+    impl Gathered<Remembering> {
+        fn says(&mut self, parts: &[&[u8]]) {
+            let mut cx = Context::from_waker(Waker::noop());
+            let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+            assert_eq!(now(self.poll_write(&mut cx, &slices)), parts.concat().len());
+        }
+
+        fn flushes(&mut self, others: bool) {
+            now(self.poll_flush(&mut Context::from_waker(Waker::noop()), others));
+        }
+
+        /// Begins a turn; whether it failed.
+        fn turns(&mut self) -> bool {
+            let mut cx = Context::from_waker(Waker::noop());
+            self.poll_read(&mut cx, &mut ReadBuf::new(&mut [])).is_ready()
+        }
     }
 
     #[test]
-    fn what_is_said_in_a_turn_leaves_together_in_the_next() {
+    fn data_waits_for_what_follows_in_its_turn() {
         let mut gathered = gathered(usize::MAX);
-        say(&mut gathered, b"headers");
-        say(&mut gathered, b" and trailers");
+        gathered.says(&[b"headers, head, ", b"data, "]);
+        gathered.flushes(false);
         assert!(gathered.stream.writes.is_empty());
-        assert!(!turn(&mut gathered) && !turn(&mut gathered));
-        assert_eq!(gathered.stream.writes, [b"headers and trailers"]);
+        gathered.says(&[b"trailers"]);
+        gathered.flushes(false);
+        assert_eq!(gathered.stream.writes, [b"headers, head, data, trailers"]);
+        // Nothing follows: it is flushed once more.
+        gathered.says(&[b"head, ", b"data"]);
+        gathered.flushes(false);
+        gathered.flushes(false);
+        assert_eq!(gathered.stream.writes[1..], [b"head, data"]);
+        // It is not, and leaves with the next turn all the same.
+        gathered.says(&[b"head, ", b"data"]);
+        gathered.flushes(false);
+        assert!(!gathered.turns());
+        assert_eq!(gathered.stream.writes[2..], [b"head, data"]);
+    }
+
+    #[test]
+    fn answers_of_several_calls_leave_together_in_the_next_turn() {
+        let mut gathered = gathered(usize::MAX);
+        for _ in 0..2 {
+            gathered.says(&[b"head, ", b"data, "]);
+            gathered.flushes(true);
+            gathered.says(&[b"trailers, "]);
+            gathered.flushes(true);
+        }
+        assert!(gathered.stream.writes.is_empty());
+        assert!(!gathered.turns() && !gathered.turns());
+        assert_eq!(gathered.stream.writes, [b"head, data, trailers, head, data, trailers, "]);
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn the_next_turn_is_asked_for_once() {
+        let (woken, mut gathered) = (Arc::<Woken>::default(), gathered(usize::MAX));
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut cx = Context::from_waker(&waker);
+        now(gathered.poll_flush(&mut cx, true));
+        assert_eq!(woken.0.load(Ordering::Relaxed), 0, "nothing is to leave");
+        // Data alone does not ask for it, whatever came before.
+        gathered.says(&[b"head, ", b"data"]);
+        now(gathered.poll_flush(&mut cx, false));
+        assert_eq!(woken.0.load(Ordering::Relaxed), 0);
+        for _ in 0..3 {
+            gathered.says(&[b"one"]);
+            now(gathered.poll_flush(&mut cx, true));
+        }
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn records_leave_when_they_are_written() {
+        let mut gathered = gathered(usize::MAX);
+        gathered.is_framed = false;
+        gathered.says(&[b"an alert"]);
+        assert_eq!(gathered.stream.writes, [b"an alert"]);
     }
 
     #[test]
     fn what_is_not_flushed_stays() {
         let mut gathered = gathered(usize::MAX);
-        let mut cx = Context::from_waker(Waker::noop());
-        assert!(Pin::new(&mut gathered).poll_write(&mut cx, b"half").is_ready());
-        turn(&mut gathered);
+        gathered.says(&[b"half"]);
+        gathered.turns();
         assert!(gathered.stream.writes.is_empty());
-        assert!(Pin::new(&mut gathered).poll_shutdown(&mut cx).is_ready());
+        now(gathered.poll_shutdown(&mut Context::from_waker(Waker::noop())));
         assert_eq!(gathered.stream.writes, [b"half"]);
     }
 
@@ -188,11 +280,12 @@ mod tests {
         let mut said = Vec::new();
         for length in [10, GATHERED_BYTES_MAX - 10, 1, GATHERED_BYTES_MAX, 7] {
             let bytes: Vec<u8> = (0..length).map(|i| (i % 251) as u8).collect();
-            say(&mut gathered, &bytes);
+            gathered.says(&[&bytes]);
+            gathered.flushes(true);
             said.extend(bytes);
             assert!(gathered.gathered.len() <= GATHERED_BYTES_MAX);
         }
-        turn(&mut gathered);
+        gathered.turns();
         assert_eq!(gathered.stream.writes.concat(), said);
     }
 
@@ -200,28 +293,51 @@ mod tests {
     fn a_broken_stream_is_told_when_it_is_read() {
         let mut gathered = gathered(usize::MAX);
         gathered.stream.broken = true;
-        say(&mut gathered, b"lost");
-        assert!(turn(&mut gathered));
+        gathered.says(&[b"lost"]);
+        gathered.flushes(true);
+        assert!(gathered.turns());
+    }
+
+    /// As a connection writes: through the trait.
+    struct Whole<T>(Gathered<T>, bool);
+
+    impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Whole<T> {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.0.poll_write(cx, &[IoSlice::new(bytes)])
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            let others = self.1;
+            self.0.poll_flush(cx, others)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.0.poll_shutdown(cx)
+        }
     }
 
     #[tokio::test]
     async fn a_slow_reader_gets_everything() {
-        let (ours, mut theirs) = duplex(100);
-        let mut ours = Gathered::new(ours);
-        let said: Vec<u8> = (0..500_000).map(|i| (i % 253) as u8).collect();
-        let expected = said.clone();
-        let saying = tokio::spawn(async move {
-            for part in said.chunks(90_000) {
-                ours.write_all(part).await.unwrap();
-                ours.flush().await.unwrap();
-            }
-            // As a connection does, it reads until there is no more to read.
-            assert_eq!(ours.read(&mut [0; 1]).await.unwrap(), 1);
-        });
-        let mut heard = vec![0; expected.len()];
-        theirs.read_exact(&mut heard).await.unwrap();
-        theirs.write_all(b".").await.unwrap();
-        saying.await.unwrap();
-        assert_eq!(heard, expected);
+        for others in [false, true] {
+            let (ours, mut theirs) = duplex(100);
+            let mut ours = Whole(Gathered::new(ours, true), others);
+            let said: Vec<u8> = (0..500_000).map(|i| (i % 253) as u8).collect();
+            let expected = said.clone();
+            let saying = tokio::spawn(async move {
+                for part in said.chunks(90_000) {
+                    ours.write_all(part).await.unwrap();
+                    ours.flush().await.unwrap();
+                }
+                ours.shutdown().await.unwrap();
+            });
+            let mut heard = Vec::new();
+            theirs.read_to_end(&mut heard).await.unwrap();
+            saying.await.unwrap();
+            assert_eq!(heard, expected);
+        }
     }
 }

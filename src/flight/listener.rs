@@ -71,7 +71,7 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    /// Counts what went out.
+    /// Counts what goes out.
     fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = &written {
             self.metrics.bytes_sent.inc_by(*bytes as u64);
@@ -95,12 +95,13 @@ pub(super) fn incoming(
     listener: TcpListener,
     connections_max: usize,
     silence_max: Duration,
+    is_tls: bool,
     sessions: Arc<Sessions>,
     drain: Arc<Drain>,
     metrics: Arc<Metrics>,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let room = Arc::new(Semaphore::new(connections_max));
-    let acceptor = Acceptor { listener, sessions, drain, metrics, last: 0, silence_max, room };
+    let acceptor = Acceptor { listener, sessions, drain, metrics, last: 0, silence_max, is_tls, room };
     futures::stream::unfold(acceptor, |mut acceptor| async move {
         loop {
             let drain = Arc::clone(&acceptor.drain);
@@ -125,6 +126,7 @@ struct Acceptor {
     metrics: Arc<Metrics>,
     last: u64,
     silence_max: Duration,
+    is_tls: bool,
     room: Arc<Semaphore>,
 }
 
@@ -154,7 +156,7 @@ impl Acceptor {
         self.sessions.connected(id);
         self.metrics.connections.inc();
         Some(Connection {
-            stream: Gathered::new(stream),
+            stream: Gathered::new(stream, !self.is_tls),
             id,
             admitted: Arc::default(),
             deadline: Some(Box::pin(tokio::time::sleep(self.silence_max))),
@@ -186,18 +188,18 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.check_silence(cx)?;
         let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        // What is due leaves first: perhaps it says why the connection may not stay.
+        let read = self.stream.poll_read(cx, buffer);
         self.metrics.bytes_received.inc_by((buffer.filled().len() - before) as u64);
+        self.check_silence(cx)?;
         read
     }
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.wrote(written)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -205,19 +207,20 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        let written = self.stream.poll_write(cx, slices);
         self.wrote(written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let others = self.metrics.calls_in_flight.get() > 1;
+        self.stream.poll_flush(cx, others)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        self.stream.poll_shutdown(cx)
     }
 }

@@ -1,5 +1,7 @@
 //! What a look-up finds.
 
+use crate::error::{Error, Result};
+
 /// What a look-up found, and what it cost.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
@@ -11,6 +13,19 @@ pub(crate) struct Found {
     pub(crate) cache_misses: usize,
     /// Keys that were read from the store behind the cache.
     pub(crate) store_reads: usize,
+}
+
+impl Found {
+    /// The entries of so many keys.
+    ///
+    /// # Errors
+    /// `Internal` where the store answered another number of them.
+    pub(crate) fn of(self, keys: usize) -> Result<Entries> {
+        match self.entries.len() {
+            answered if answered == keys => Ok(self.entries),
+            answered => Err(Error::internal(format!("the online store answered {answered} of {keys} keys"))),
+        }
+    }
 }
 
 /// Entities' entries (`model::pick` chooses the row in one), one or none for each key, side by side in one buffer: none

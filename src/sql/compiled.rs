@@ -34,6 +34,8 @@ const STATEMENTS_MAX: u64 = 1024;
 const SQL_BYTES_MAX: usize = 4 << 10;
 /// For how long a definition that another server changed may still be served as it was.
 const DEFINITION_STALENESS_US: i64 = 1_000_000;
+/// When the catalog is asked again, while look-ups go on.
+const DEFINITION_RECHECK_US: i64 = DEFINITION_STALENESS_US / 2;
 /// How long look-ups wait for the catalog to say so.
 const CATALOG_TIMEOUT: Duration = Duration::from_millis(500);
 /// A look-up of more keys takes long enough to be listed among what runs.
@@ -49,8 +51,8 @@ pub(super) struct Compiled {
     generation: u64,
     /// When the definition was last seen to be that of the catalog.
     checked_us: AtomicI64,
-    /// Who finds that long ago looks again, and the others wait.
-    checking: Mutex<()>,
+    /// Held while the catalog is asked again.
+    checking: Arc<Mutex<()>>,
 }
 
 /// Every look-up that is kept.
@@ -100,7 +102,7 @@ impl CompiledStatements {
         let keys = latest.as_ref().map(CompiledLatest::keys);
         if let Some(latest) = latest {
             let parameters = Arc::clone(&prepared.parameters);
-            let (checked_us, checking) = (AtomicI64::new(engine.clock.now_us()), Mutex::new(()));
+            let (checked_us, checking) = (AtomicI64::new(engine.clock.now_us()), Arc::default());
             let (sql_shown, latest) = (bounded(sql), Arc::new(latest));
             let compiled = Compiled { sql: sql_shown, latest, parameters, generation, checked_us, checking };
             self.by_text.insert(sql.to_owned(), Arc::new(compiled));
@@ -119,9 +121,29 @@ impl Compiled {
         }
     }
 
-    fn is_fresh(&self, now_us: i64) -> bool {
+    /// Whether the definition was seen to be the catalog's less than so long ago.
+    fn is_checked(&self, now_us: i64, within_us: i64) -> bool {
         let age_us = now_us.saturating_sub(self.checked_us.load(Ordering::Acquire));
-        (0..DEFINITION_STALENESS_US).contains(&age_us)
+        (0..within_us).contains(&age_us)
+    }
+
+    /// Asks the catalog for the definition, and forgets all statements where it is another one.
+    async fn check(&self, engine: &Engine) {
+        let group = self.latest.group();
+        let asked = async {
+            let listing = engine.registry.listing().await?;
+            engine.registry.object_in(&listing, &group.name).await
+        };
+        let is_current = match tokio::time::timeout(CATALOG_TIMEOUT, asked).await {
+            Ok(Ok(Some(Object::FeatureGroup(now, _)))) => now == *group,
+            Ok(Ok(_)) => false,
+            // It is asked again in a while: look-ups must not wait for it one after the other.
+            Ok(Err(_)) | Err(_) => true,
+        };
+        match is_current {
+            true => self.checked_us.store(engine.clock.now_us(), Ordering::Release),
+            false => engine.compiled.forget(),
+        }
     }
 
     /// Runs the look-up; see [`Session::query_as`].
@@ -189,32 +211,29 @@ impl Session {
 
     /// Whether the definition is the catalog's, as of a moment ago. Without a catalog the last one known is the best
     /// there is.
-    async fn is_current(&self, compiled: &Compiled) -> bool {
+    async fn is_current(&self, compiled: &Arc<Compiled>) -> bool {
         let engine = &self.engine;
-        if compiled.is_fresh(engine.clock.now_us()) {
+        let is_checked = |within_us| compiled.is_checked(engine.clock.now_us(), within_us);
+        if is_checked(DEFINITION_RECHECK_US) {
             return true;
         }
-        let _turn = compiled.checking.lock().await;
-        let now_us = engine.clock.now_us();
-        if compiled.is_fresh(now_us) {
-            return true;
+        let is_known = is_checked(DEFINITION_STALENESS_US);
+        match Arc::clone(&compiled.checking).try_lock_owned() {
+            Ok(turn) => {
+                let (compiled, engine) = (Arc::clone(compiled), Arc::clone(engine));
+                // A task of its own: it must come to its end though the look-up that asks for it does not.
+                let check = tokio::spawn(async move {
+                    compiled.check(&engine).await;
+                    drop(turn);
+                });
+                if !is_known {
+                    let _ = check.await;
+                }
+            }
+            Err(_) if is_known => {}
+            // Somebody is asking.
+            Err(_) => drop(compiled.checking.lock().await),
         }
-        let group = compiled.latest.group();
-        let asked = tokio::time::timeout(CATALOG_TIMEOUT, engine.registry.listing());
-        let Ok(Ok(listing)) = asked.await else {
-            // It is asked again in a while: look-ups must not wait for it one after the other.
-            compiled.checked_us.store(now_us, Ordering::Release);
-            return true;
-        };
-        let current = match engine.registry.object_in(&listing, &group.name).await {
-            Ok(Some(Object::FeatureGroup(now, _))) => now == *group,
-            Ok(_) => false,
-            Err(_) => return true,
-        };
-        match current {
-            true => compiled.checked_us.store(now_us, Ordering::Release),
-            false => engine.compiled.forget(),
-        }
-        current
+        compiled.generation == engine.compiled.generation()
     }
 }

@@ -55,11 +55,12 @@ impl DirectLookup {
         let is_known: Vec<bool> = encoded.iter().map(Option::is_some).collect();
         let known: Vec<EntityKey> = encoded.into_iter().flatten().collect();
         let found = self.store.get(&self.request.group, &known, self.request.max_staleness).await?;
+        let found = found.of(known.len())?;
         let entries = match known.len() == is_known.len() {
-            true => found.entries,
+            true => found,
             false => {
                 let mut places = 0..known.len();
-                found.entries.arranged(is_known.iter().map(|is_known| is_known.then(|| places.next())?))
+                found.arranged(is_known.iter().map(|is_known| is_known.then(|| places.next())?))
             }
         };
         let answer = self.answerer.answer(&entries, now_us, self.clock.now_us())?;

@@ -62,12 +62,9 @@ pub(super) fn depart(
         let abandoned = |_| Arc::new(Error::internal("a read of the online store was given no keys"));
         let orders = orders.await.map_err(abandoned)?;
         let found = store.get(&group, &orders.keys, Some(Duration::ZERO)).await.map_err(Arc::new)?;
-        if found.entries.len() != orders.keys.len() {
-            let (got, want) = (found.entries.len(), orders.keys.len());
-            return Err(Arc::new(Error::internal(format!("the online store answered {got} of {want} keys"))));
-        }
-        orders.land(&found.entries);
-        Ok(Arc::new(found.entries))
+        let entries = found.of(orders.keys.len()).map_err(Arc::new)?;
+        orders.land(&entries);
+        Ok(Arc::new(entries))
     };
     read.boxed().shared()
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use ::redis::{Cmd, Pipeline, RedisConnectionInfo, Value};
 use futures::future::join_all;
 use parking_lot::{Mutex, RwLock};
+use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::keys::{SLOTS, slot};
@@ -28,6 +29,7 @@ const MAP_SHARE: u32 = 5;
 pub(super) struct Cluster {
     seeds: Vec<Arc<Node>>,
     settings: RedisConnectionInfo,
+    runtime: Handle,
     timeout: Duration,
     map: RwLock<Arc<SlotMap>>,
     /// Nodes by address, so that connections outlive changes of the map.
@@ -131,6 +133,7 @@ impl Cluster {
             nodes: Mutex::new(
                 seeds.iter().map(|seed| (seed.address().to_owned(), Arc::clone(seed))).collect(),
             ),
+            runtime: seeds.first()?.runtime().clone(),
             seeds,
             settings,
             timeout,
@@ -309,7 +312,7 @@ impl Cluster {
         if let Some(node) = nodes.get(address) {
             return Ok(Arc::clone(node));
         }
-        let node = Node::at(address, &self.settings)?;
+        let node = Node::at(address, &self.settings, &self.runtime)?;
         nodes.insert(address.to_owned(), Arc::clone(&node));
         Ok(node)
     }

@@ -1,5 +1,6 @@
 //! One Redis server and the connection to it.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,7 +11,9 @@ use ::redis::{
     RedisConnectionInfo, RedisError, RedisResult, Value,
 };
 use parking_lot::RwLock;
+use tokio::runtime::Handle;
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::Error;
@@ -24,6 +27,9 @@ pub(super) struct Node {
     client: Client,
     /// Host and port.
     address: String,
+    /// Where the connection is served: where the store was opened, whoever needs it first. A plan's own threads may be
+    /// kept for seconds.
+    runtime: Handle,
     connected: RwLock<Option<Connected>>,
     connecting: Mutex<()>,
     generations: AtomicU64,
@@ -37,7 +43,7 @@ pub(super) struct Connected {
 }
 
 impl Node {
-    pub(super) fn new(info: ConnectionInfo) -> RedisResult<Self> {
+    pub(super) fn new(info: ConnectionInfo, runtime: Handle) -> RedisResult<Self> {
         let address = match info.addr() {
             ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
                 address_of(host, *port)
@@ -47,6 +53,7 @@ impl Node {
         Ok(Self {
             client: Client::open(info)?,
             address,
+            runtime,
             connected: RwLock::new(None),
             connecting: Mutex::new(()),
             generations: AtomicU64::new(0),
@@ -54,15 +61,23 @@ impl Node {
     }
 
     /// The node that a cluster calls `address`.
-    pub(super) fn at(address: &str, settings: &RedisConnectionInfo) -> Result<Arc<Self>, Trouble> {
+    pub(super) fn at(
+        address: &str,
+        settings: &RedisConnectionInfo,
+        runtime: &Handle,
+    ) -> Result<Arc<Self>, Trouble> {
         let (host, port) = address
             .rsplit_once(':')
             .and_then(|(host, port)| Some((host.trim_matches(['[', ']']).to_owned(), port.parse().ok()?)))
             .ok_or_else(|| Trouble::odd(address, "is no address of a node"))?;
         let node = ConnectionAddr::Tcp(host, port)
             .into_connection_info()
-            .and_then(|info| Self::new(info.set_redis_settings(settings.clone())));
+            .and_then(|info| Self::new(info.set_redis_settings(settings.clone()), runtime.clone()));
         node.map(Arc::new).map_err(|error| Trouble::said(address, error))
+    }
+
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
     }
 
     pub(super) fn client(&self) -> &Client {
@@ -84,7 +99,12 @@ impl Node {
             }
             // The deadline bounds both.
             let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-            let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+            let client = self.client.clone();
+            let mut connecting = JoinSet::new();
+            let connect = async move { client.get_multiplexed_async_connection_with_config(&config).await };
+            connecting.spawn_on(connect, &self.runtime);
+            let gone = || RedisError::from(io::Error::other("connecting was given up"));
+            let connection = connecting.join_next().await.and_then(Result::ok).ok_or_else(gone)??;
             let generation = self.generations.fetch_add(1, Ordering::Relaxed);
             let connected = Connected { generation, connection };
             *self.connected.write() = Some(connected.clone());

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use ::redis::{Client, Cmd, IntoConnectionInfo, Pipeline, RedisError, Value};
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::cluster::{Census, Cluster};
@@ -53,7 +54,7 @@ pub(super) struct Answer {
 }
 
 impl Server {
-    /// Connects on first use.
+    /// Connects on first use. Must be called within the Tokio runtime that is to serve its connections.
     pub(super) fn open(url: &str, timeout: Duration) -> Result<Self> {
         let node = node(url)?;
         let database = node.client().get_connection_info().redis_settings().db();
@@ -165,7 +166,7 @@ fn node(url: &str) -> Result<Node> {
         )
         .with_source(brief(&error))
     };
-    Node::new(url.into_connection_info().map_err(bad)?).map_err(bad)
+    Node::new(url.into_connection_info().map_err(bad)?, Handle::current()).map_err(bad)
 }
 
 async fn run_alone(node: &Node, batch: &Batch<'_>, deadline: Instant) -> Result<Vec<Answer>, Trouble> {
