@@ -255,7 +255,7 @@ def do_get(serving, runs):
         for path in serving.servers
         for keys in KEYS
     }
-    return table(header, rows) + "\n\n" + at_a_share_of(serving, peaks)
+    return table(header, rows) + "\n\n" + at_a_share_of(serving, peaks, runs)
 
 
 def keys_of(keys):
@@ -271,13 +271,18 @@ def ratio_of(results, floors):
     return median(ours["calls_per_second"] / floor["calls_per_second"] for ours, floor in pairs)
 
 
-def at_a_share_of(serving, peaks):
+def at_a_share_of(serving, peaks, runs):
+    found = {cell: [] for cell in peaks}
+    for turn in range(runs):
+        for (path, keys), results in found.items():
+            rate = peaks[path, keys] * OPEN_SHARE
+            results.append(serving.load(path, keys, OPEN_CALLERS, rate=rate))
+            say(f"turn {turn + 1}, {path}, {keys} keys at {rate:.0f}: p99 {results[-1]['p99_ms']:.2f} ms")
     rows = []
-    for (path, keys), rate in peaks.items():
-        found = serving.load(path, keys, OPEN_CALLERS, rate=rate * OPEN_SHARE)
-        say(f"{path}, {keys} keys at {rate * OPEN_SHARE:.0f}: p99 {found['p99_ms']:.2f} ms")
-        figures = [ms(found[key]) for key in ("p50_ms", "p99_ms", "p999_ms", "max_ms")]
-        rows.append([f"{path}, {keys_of(keys)}", count(rate * OPEN_SHARE), count(found["calls_per_second"]), *figures])
+    for (path, keys), results in found.items():
+        figures = [ms(median(result[key] for result in results)) for key in ("p50_ms", "p99_ms", "p999_ms", "max_ms")]
+        rate = count(peaks[path, keys] * OPEN_SHARE)
+        rows.append([f"{path}, {keys_of(keys)}", rate, count(peak(results)), *figures])
     heading = f"DoGet at {OPEN_SHARE:.0%} of its peak"
     return table([heading, "calls/s due", "calls/s", "p50 ms", "p99 ms (goal < 10)", "p99.9 ms", "max ms"], rows)
 
