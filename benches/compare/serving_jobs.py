@@ -71,8 +71,8 @@ def get_by_ticket(url, query, **asked):
 def get_prepared(url, query, **asked):
     """ADBC's own interface: a statement prepared once, bound and executed.
 
-    The driver runs a garbage collection of Go's whenever a stream of results is released, which takes as long as the
-    calls: it is let go of when the answer has been taken.
+    The driver runs a garbage collection of Go's whenever a stream of results is released: it is let go of when the answer
+    has been taken.
     """
     import adbc_driver_flightsql
     import adbc_driver_manager

@@ -29,8 +29,15 @@ pub(crate) struct LoadArgs {
     #[arg(long, default_value_t = 4)]
     connections: usize,
     /// Calls per second, whatever becomes of them; latencies count from when a call was meant to begin
-    #[arg(long)]
+    #[arg(long, value_parser = positive)]
     rate: Option<f64>,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
+        _ => Err("a rate is a number greater than 0".to_owned()),
+    }
 }
 
 /// Calls, and says what happened.
@@ -102,10 +109,10 @@ async fn open_loop(callers: Vec<Caller>, window: Window, rate: f64) -> Result<Ve
     let pacing = async {
         let mut ticks = tokio::time::interval(TICK);
         let mut told = 0;
-        while told == 0 || Instant::now() < window.until || begun.load(Ordering::Relaxed) < told {
+        while Instant::now() < window.until || begun.load(Ordering::Relaxed) < told {
             ticks.tick().await;
             let passed = Instant::now().min(window.until) - start;
-            let all = (passed.as_secs_f64() * rate) as usize;
+            let all = (passed.as_secs_f64() * rate) as usize + 1; // the first at once
             due.add_permits(all - told);
             told = all;
         }

@@ -4,8 +4,9 @@
 //! in two writes, the second for its ten bytes of trailers, one of a hundred rows in five, and at each the kernel wakes the
 //! client. Here what is written is gathered until the turn of the connection's task is over:
 //!
-//! - Such a frame is written as two slices, and flushed once more when nothing follows (`Streams::poll_complete` of h2
-//!   does so, and is to be looked at when h2 is updated). So the flush after it waits for the next one.
+//! - Such a frame is written as two slices, and flushed once more when nothing follows: h2 has its codec full behind it
+//!   (`BufferStatus::CodecFull` in `Streams::poll_complete`, to be looked at when h2 is updated). So the flush after it
+//!   waits for the next one.
 //! - Where several calls are being answered, a flush waits for the connection's next turn, which it asks for: it comes after
 //!   those of the answers that are ready. It begins with a read, as every turn does.
 //!
@@ -17,7 +18,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What is gathered at most, in bytes, and kept room for as long as the connection lasts; more leaves at once.
+/// What is gathered at most, in bytes; more leaves at once. The room it took is kept as long as the connection.
 const GATHERED_BYTES_MAX: usize = 64 << 10;
 
 /// A stream that gathers writes.

@@ -16,11 +16,11 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// The entries of so many keys.
+    /// The entries, which must be of so many keys.
     ///
     /// # Errors
     /// `Internal` where the store answered another number of them.
-    pub(crate) fn of(self, keys: usize) -> Result<Entries> {
+    pub(crate) fn checked(self, keys: usize) -> Result<Entries> {
         match self.entries.len() {
             answered if answered == keys => Ok(self.entries),
             answered => Err(Error::internal(format!("the online store answered {answered} of {keys} keys"))),

@@ -49,7 +49,7 @@ pub(super) struct Compiled {
     latest: Arc<CompiledLatest>,
     parameters: SchemaRef,
     generation: u64,
-    /// When the definition was last seen to be that of the catalog.
+    /// As of when the definition was last seen to be that of the catalog, or the catalog did not say.
     checked_us: AtomicI64,
     /// Held while the catalog is asked again.
     checking: Arc<Mutex<()>>,
@@ -130,19 +130,21 @@ impl Compiled {
     /// Asks the catalog for the definition, and forgets all statements where it is another one.
     async fn check(&self, engine: &Engine) {
         let group = self.latest.group();
+        let asked_us = engine.clock.now_us();
         let asked = async {
             let listing = engine.registry.listing().await?;
             engine.registry.object_in(&listing, &group.name).await
         };
-        let is_current = match tokio::time::timeout(CATALOG_TIMEOUT, asked).await {
-            Ok(Ok(Some(Object::FeatureGroup(now, _)))) => now == *group,
-            Ok(Ok(_)) => false,
+        let checked_us = match tokio::time::timeout(CATALOG_TIMEOUT, asked).await {
+            Ok(Ok(Some(Object::FeatureGroup(now, _)))) => (now == *group).then_some(asked_us),
+            Ok(Ok(_)) => None,
             // It is asked again in a while: look-ups must not wait for it one after the other.
-            Ok(Err(_)) | Err(_) => true,
+            Ok(Err(_)) | Err(_) => Some(engine.clock.now_us()),
         };
-        match is_current {
-            true => self.checked_us.store(engine.clock.now_us(), Ordering::Release),
-            false => engine.compiled.forget(),
+        match checked_us {
+            Some(checked_us) => self.checked_us.store(checked_us, Ordering::Release),
+            None if self.generation == engine.compiled.generation() => engine.compiled.forget(),
+            None => {} // by somebody who knew
         }
     }
 

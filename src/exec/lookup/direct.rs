@@ -55,7 +55,7 @@ impl DirectLookup {
         let is_known: Vec<bool> = encoded.iter().map(Option::is_some).collect();
         let known: Vec<EntityKey> = encoded.into_iter().flatten().collect();
         let found = self.store.get(&self.request.group, &known, self.request.max_staleness).await?;
-        let found = found.of(known.len())?;
+        let found = found.checked(known.len())?;
         let entries = match known.len() == is_known.len() {
             true => found,
             false => {

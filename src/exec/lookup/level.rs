@@ -105,7 +105,7 @@ impl Level {
         self.metrics.cache_hits.add(found.cache_hits);
         self.metrics.cache_misses.add(found.cache_misses);
         self.metrics.store_reads.add(found.store_reads);
-        let entries = found.of(distinct.len())?.arranged(asked.into_iter());
+        let entries = found.checked(distinct.len())?.arranged(asked.into_iter());
         Ok(Read { keys, entries, read_us: self.clock.now_us() })
     }
 

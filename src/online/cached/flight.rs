@@ -62,7 +62,7 @@ pub(super) fn depart(
         let abandoned = |_| Arc::new(Error::internal("a read of the online store was given no keys"));
         let orders = orders.await.map_err(abandoned)?;
         let found = store.get(&group, &orders.keys, Some(Duration::ZERO)).await.map_err(Arc::new)?;
-        let entries = found.of(orders.keys.len()).map_err(Arc::new)?;
+        let entries = found.checked(orders.keys.len()).map_err(Arc::new)?;
         orders.land(&entries);
         Ok(Arc::new(entries))
     };
