@@ -15,6 +15,7 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
 use sqlx::{Connection, Encode, Executor, FromRow, Type};
+use tokio::time::sleep;
 use url::Url;
 
 use crate::error::{Error, Result};
@@ -23,6 +24,9 @@ const CONNECTIONS_MAX: u32 = 8;
 
 /// How long SQLite waits for a lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+const BUSY_RETRY: Duration = Duration::from_millis(10);
+/// `SQLITE_BUSY`, in the low byte of a code; what stands above says why.
+const BUSY: i32 = 5;
 
 /// How long it may take until there is a connection to PostgreSQL, until a kept one shows that it is alive, and until a
 /// statement is answered, counting both.
@@ -62,8 +66,18 @@ impl Database {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_TIMEOUT);
-        let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS_MAX).connect_with(options).await;
-        let pool = pool.map_err(|e| cannot_open(&name).with_source(e))?;
+        let mut waited = Duration::ZERO;
+        // Of several who open a new file at once, one makes the journal, and SQLite does not let the others wait for it.
+        let pool = loop {
+            let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS_MAX);
+            match pool.connect_with(options.clone()).await {
+                Err(error) if is_busy(&error) && waited < BUSY_TIMEOUT => {
+                    sleep(BUSY_RETRY).await;
+                    waited += BUSY_RETRY;
+                }
+                other => break other.map_err(|e| cannot_open(&name).with_source(e))?,
+            }
+        };
         Ok(Self { pool: Pool::Sqlite(pool), name })
     }
 
@@ -178,6 +192,11 @@ fn is_of_data(code: &str) -> bool {
 fn without_credentials(url: &Url) -> String {
     let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
     format!("postgresql://{}{port}{}", url.host_str().unwrap_or_default(), url.path())
+}
+
+fn is_busy(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code()?.parse::<i32>().ok());
+    code.is_some_and(|code| code & 0xff == BUSY)
 }
 
 fn cannot_open(name: &str) -> Error {
