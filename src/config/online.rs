@@ -11,7 +11,8 @@ use super::Why;
 pub enum OnlineSetting {
     /// A key-value file in the data directory.
     Embedded,
-    /// A Redis or Valkey server; the URL may hold a password, which is never shown.
+    /// A Redis or Valkey server, at a host and port or, as `redis+unix:///path`, at a socket of this machine; the URL may
+    /// hold a password, which is never shown.
     Redis(Url),
     /// Some nodes of a Redis Cluster, at least one, as URLs of single servers. The user and the password, which is never
     /// shown, are the same in all.
@@ -67,12 +68,17 @@ pub(super) fn parse(text: &str) -> Result<OnlineSetting, Why> {
     match url.scheme() {
         "redis" if url.host_str().is_some_and(|host| !host.is_empty()) => Ok(OnlineSetting::Redis(url)),
         "redis" => Err("the redis:// URL names no host".into()),
+        "redis+unix" if !url.has_host() && url.path().len() > 1 => Ok(OnlineSetting::Redis(url)),
+        "redis+unix" => {
+            Err("the redis+unix:// URL names no socket: write redis+unix:///path/of/the.sock".into())
+        }
         "rediss" => Err(
             "rediss:// (Redis over TLS) is not supported in this version; use redis:// on a trusted network"
                 .into(),
         ),
         other => Err(format!(
-            "{other}:// is no online store; use 'embedded', redis://host:port or redis-cluster://host:port,host:port"
+            "{other}:// is no online store; use 'embedded', redis://host:port, redis+unix:///path or \
+             redis-cluster://host:port,host:port"
         )),
     }
 }

@@ -96,6 +96,9 @@ fn a_bad_setting_is_one_line_that_names_its_key() {
         (&["--queue-timeout", "soon"], "queue_timeout: 'soon' is not a duration"),
         (&["--online", "rediss://h"], "online: rediss:// (Redis over TLS)"),
         (&["--online", "mongodb://h"], "online: mongodb:// is no online store"),
+        (&["--online", "redis+unix://"], "online: the redis+unix:// URL names no socket"),
+        (&["--online", "redis+unix:///"], "online: the redis+unix:// URL names no socket"),
+        (&["--online", "redis+unix://run/redis.sock"], "online: the redis+unix:// URL names no socket"),
         (&["--online", "redis-cluster://"], "online: node 1 of the redis-cluster:// URL is not host:port"),
         (&["--online", "redis-cluster://a:1,,b:2"], "online: node 2 of the redis-cluster:// URL"),
         (&["--online", "redis-cluster://a:1,b:x"], "online: node 2 of the redis-cluster:// URL"),
@@ -155,6 +158,9 @@ fn no_password_is_ever_shown() {
     let shown = [format!("{:?}", serve(&arguments)), format!("{settings:?}"), online.to_string()];
     assert!(shown.iter().all(|text| !text.contains("hunter2")), "{shown:?}");
     assert_eq!(online.to_string(), "redis://app:***@redis.internal:6379/1");
+    let socket =
+        resolve(&["--online", "redis+unix:///run/redis.sock?db=1&user=app&pass=hunter2"]).unwrap().online;
+    assert_eq!(socket.to_string(), "redis+unix:///run/redis.sock");
     let wrong = resolve(&["--online", "reddis://app:hunter2@host"]).unwrap_err().to_string();
     assert!(!wrong.contains("hunter2"), "{wrong}");
 

@@ -10,8 +10,10 @@ use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
 use arrow_flight::FlightData;
+use datafusion::common::runtime::SpawnedTask;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tonic::{Status, Streaming};
+use tracing::Instrument;
 
 use super::decode::{Tagged, tagged, together};
 use super::direct::Direct;
@@ -22,7 +24,7 @@ use super::stream::{Answers, Encoder, Stoppable, pieces};
 use crate::error::{Error, Result};
 use crate::sql::{Session, StatementKind};
 
-/// Answers that are in the making at a time; the client's next questions wait in its stream.
+/// Answers that are in the making at a time, beside each other; the client's next questions wait in its stream.
 const IN_FLIGHT_MAX: usize = 4;
 /// Small questions that have come together are answered together, up to so many rows.
 const TOGETHER_ROWS_MAX: usize = 256;
@@ -62,11 +64,10 @@ pub(super) async fn exchange(
     let questions = Stoppable::new(tagged(first, messages).map_err(Status::from).boxed(), stopping, ());
     let asked = Arc::new(Asked { session, sql: direct.query, schema });
     if let Some(rows_each) = prepared.rows_each {
-        let together = together(questions).map(move |questions| {
-            let asked = Arc::clone(&asked);
-            async move { Ok::<_, Status>(stream::iter(asked.answer_together(questions, rows_each).await)) }
-        });
-        return Ok(opening.chain(together.buffered(IN_FLIGHT_MAX).try_flatten()).boxed());
+        let parts = together(questions).flat_map(move |some| stream::iter(parts(some, rows_each)));
+        let answers = parts.map(move |part| Arc::clone(&asked).answer_part(part, rows_each));
+        let messages = answers.buffered(IN_FLIGHT_MAX).map_ok(|part| stream::iter(part).map(Ok));
+        return Ok(opening.chain(messages.try_flatten()).boxed());
     }
     // One after the other: an answer keeps its turn among the queries until it is read, and a later one must not have
     // it while an earlier one waits.
@@ -75,6 +76,25 @@ pub(super) async fn exchange(
         async move { asked.answer(question?).await }
     });
     Ok(opening.chain(answers.try_flatten()).boxed())
+}
+
+/// The questions in parts that are answered beside each other, in their order; an error is one of its own.
+fn parts(questions: Vec<Result<Tagged, Status>>, rows_each: usize) -> Vec<Result<Vec<Tagged>, Status>> {
+    let (mut parts, mut rows) = (Vec::<Result<Vec<Tagged>, Status>>::new(), 0);
+    for question in questions {
+        let more = question.as_ref().map_or(0, |question| question.rows.num_rows() * rows_each);
+        match (question, parts.last_mut()) {
+            (Ok(question), Some(Ok(part))) if rows + more <= TOGETHER_ROWS_MAX => {
+                rows += more;
+                part.push(question);
+            }
+            (question, _) => {
+                rows = more;
+                parts.push(question.map(|question| vec![question]));
+            }
+        }
+    }
+    parts
 }
 
 /// What an exchange asks for.
@@ -105,43 +125,26 @@ impl Asked {
         Ok(messages.map_err(Status::from).boxed())
     }
 
-    /// The answers to questions that came together, of which each row has `rows_each` rows: read for at once. Ends
-    /// with the first error.
-    async fn answer_together(
-        &self,
-        questions: Vec<Result<Tagged, Status>>,
+    /// The answers to questions of which each row has `rows_each` rows: read for at once. One with many rows is answered
+    /// in a task of its own, so that a stream of such is not kept to one core.
+    async fn answer_part(
+        self: Arc<Self>,
+        questions: Result<Vec<Tagged>, Status>,
         rows_each: usize,
-    ) -> Vec<Result<Message, Status>> {
-        let mut messages = Vec::with_capacity(questions.len() + 1);
-        let mut questions = questions.into_iter().peekable();
-        while questions.peek().is_some() {
-            let (mut together, mut rows) = (Vec::new(), 0);
-            while let Some(Ok(question)) = questions.next_if(|question| match question {
-                Ok(next) => rows == 0 || rows + next.rows.num_rows() * rows_each <= TOGETHER_ROWS_MAX,
-                Err(_) => false,
-            }) {
-                rows += question.rows.num_rows() * rows_each;
-                together.push(question);
+    ) -> Result<Vec<Message>, Status> {
+        let questions = questions?;
+        match questions.as_slice() {
+            [question] if question.rows.num_rows() * rows_each > TOGETHER_ROWS_MAX => {
+                let work = async move { self.answer_together(&questions, rows_each).await };
+                let stopped = |_| Err(Error::unavailable("the server is shutting down: ask another").into());
+                SpawnedTask::spawn(work.in_current_span()).join_unwind().await.unwrap_or_else(stopped)
             }
-            if let Err(status) = self.append_answers(&together, rows_each, &mut messages).await {
-                messages.push(Err(status));
-                break;
-            }
-            if let Some(Err(status)) = questions.next_if(Result::is_err) {
-                messages.push(Err(status));
-                break;
-            }
+            _ => self.answer_together(&questions, rows_each).await,
         }
-        messages
     }
 
-    async fn append_answers(
-        &self,
-        questions: &[Tagged],
-        rows_each: usize,
-        messages: &mut Vec<Result<Message, Status>>,
-    ) -> Result<(), Status> {
-        let Some(Tagged { rows: first, .. }) = questions.first() else { return Ok(()) };
+    async fn answer_together(&self, questions: &[Tagged], rows_each: usize) -> Result<Vec<Message>, Status> {
+        let Some(Tagged { rows: first, .. }) = questions.first() else { return Ok(Vec::new()) };
         let parameters = match questions.len() {
             1 => first.clone(),
             _ => concat_batches(first.schema_ref(), questions.iter().map(|question| &question.rows))
@@ -156,15 +159,15 @@ impl Asked {
             [only] => only.clone(),
             _ => concat_batches(&self.schema, &batches).map_err(Error::from)?,
         };
-        let mut start = 0;
+        let (mut messages, mut start) = (Vec::with_capacity(questions.len()), 0);
         for Tagged { rows: parameters, metadata, .. } in questions {
             let rows = parameters.num_rows() * rows_each;
             for piece in pieces(answers.slice(start, rows)) {
-                messages.push(Ok(Message::of_batch(&piece, metadata)?));
+                messages.push(Message::of_batch(&piece, metadata)?);
             }
             start += rows;
         }
-        Ok(())
+        Ok(messages)
     }
 
     /// Why the result of the query is not what the opening of the exchange said.
@@ -175,5 +178,44 @@ impl Asked {
             ),
             false => Error::conflict("the definition of what is asked has changed: begin the exchange anew"),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use arrow::array::{ArrayRef, Int64Array};
+    use bytes::Bytes;
+
+    fn question(rows: usize) -> Result<Tagged, Status> {
+        let values: ArrayRef = Arc::new(Int64Array::from(vec![0; rows]));
+        let rows = RecordBatch::try_from_iter([("$1", values)]).unwrap();
+        Ok(Tagged { rows, metadata: Bytes::new(), bytes: 0 })
+    }
+
+    /// The rows of the questions in each part; -1 for an error.
+    fn rows(questions: Vec<Result<Tagged, Status>>, rows_each: usize) -> Vec<Vec<i64>> {
+        let of = |part: Vec<Tagged>| part.iter().map(|question| question.rows.num_rows() as i64).collect();
+        parts(questions, rows_each).into_iter().map(|part| part.map_or_else(|_| vec![-1], of)).collect()
+    }
+
+    #[test]
+    fn small_questions_are_answered_together_and_large_ones_beside_each_other() {
+        let asked = |rows: &[usize]| rows.iter().map(|rows| question(*rows)).collect();
+        assert_eq!(rows(asked(&[]), 1), Vec::<Vec<i64>>::new());
+        assert_eq!(rows(asked(&[1, 0, 254, 1]), 1), [vec![1, 0, 254, 1]]);
+        assert_eq!(rows(asked(&[200, 57, 199, 1]), 1), [vec![200], vec![57, 199], vec![1]]);
+        assert_eq!(
+            rows(asked(&[1000, 1000, 1, 1, 1000]), 1),
+            [vec![1000], vec![1000], vec![1, 1], vec![1000]]
+        );
+        assert_eq!(rows(asked(&[100, 100, 100]), 2), [vec![100], vec![100], vec![100]]);
+    }
+
+    #[test]
+    fn an_error_keeps_its_place() {
+        let questions = vec![question(1), question(2), Err(Status::cancelled("")), question(3), question(4)];
+        assert_eq!(rows(questions, 1), [vec![1, 2], vec![-1], vec![3, 4]]);
     }
 }

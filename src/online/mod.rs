@@ -37,7 +37,7 @@ pub(crate) enum Backend {
     },
     /// A Redis or Valkey server that others may share.
     Redis {
-        /// `redis://[user:password@]host[:port][/db]`.
+        /// `redis://[user:password@]host[:port][/db]` or `redis+unix:///path[?db=…&user=…&pass=…]`.
         url: String,
     },
     /// A Redis Cluster that others may share.

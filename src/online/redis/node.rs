@@ -25,7 +25,7 @@ const CAUSE_CHARS_MAX: usize = 200;
 /// a caller waiting beyond the deadline.
 pub(super) struct Node {
     client: Client,
-    /// Host and port.
+    /// Host and port, or the path of its socket.
     address: String,
     /// Where the connection is served: where the store was opened, whoever needs it first. A plan's own threads may be
     /// kept for seconds.

@@ -162,7 +162,8 @@ impl Server {
 fn node(url: &str) -> Result<Node> {
     let bad = |error: RedisError| {
         Error::invalid(
-            "the online store's URL is not one of Redis: write redis://[user:password@]host[:port][/db]",
+            "the online store's URL is not one of Redis: write redis://[user:password@]host[:port][/db] or \
+             redis+unix:///path[?db=…&user=…&pass=…]",
         )
         .with_source(brief(&error))
     };

@@ -144,3 +144,24 @@ async fn watching_ends_with_the_store() {
     let mut connection = connection(&redis).await;
     eventually("nobody is told any more", async || cut_tracking(&mut connection).await == 0).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_socket_leads_to_the_same_server_as_its_port() {
+    let directory = TempDir::new().unwrap();
+    let socket = directory.path().join("redis.sock");
+    let mut redis = RedisServer::start(&["--unixsocket", socket.to_str().unwrap()]);
+    let backend = Backend::Redis { url: format!("redis+unix://{}", socket.display()) };
+    let (local, other) = (Stage::open(backend, Some(CACHE)).await, server(&redis).await);
+    assert_eq!(local.store.describe(), format!("redis {}", socket.display()));
+    tracking(&local).await;
+    tracking(&other).await;
+    assert_eq!((warm(&local, 1).await, warm(&other, 1).await), (None, None));
+    other.write(&[row(1, 10, 1, 0, 7)]).await;
+    eventually("the socket's sees it", async || local.served(&[1]).await == [Some((10, 7))]).await;
+    local.write(&[row(1, 20, 1, 0, 8)]).await;
+    eventually("the port's sees it", async || other.served(&[1]).await == [Some((20, 8))]).await;
+    redis.stop();
+    let error = local.store.get(&local.group, &keys(&[2]), None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains(&format!("redis {} cannot be reached", socket.display())), "{error}");
+}
