@@ -1,5 +1,6 @@
 //! Where the latest values live.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use url::Url;
@@ -47,6 +48,7 @@ pub(super) fn without_password(url: &Url) -> Url {
         let _ = shown.set_password(Some("***"));
     }
     shown.set_query(None);
+    shown.set_fragment(None);
     shown
 }
 
@@ -68,10 +70,7 @@ pub(super) fn parse(text: &str) -> Result<OnlineSetting, Why> {
     match url.scheme() {
         "redis" if url.host_str().is_some_and(|host| !host.is_empty()) => Ok(OnlineSetting::Redis(url)),
         "redis" => Err("the redis:// URL names no host".into()),
-        "redis+unix" if !url.has_host() && url.path().len() > 1 => Ok(OnlineSetting::Redis(url)),
-        "redis+unix" => {
-            Err("the redis+unix:// URL names no socket: write redis+unix:///path/of/the.sock".into())
-        }
+        "redis+unix" => socket(&url).map(|()| OnlineSetting::Redis(url)),
         "rediss" => Err(
             "rediss:// (Redis over TLS) is not supported in this version; use redis:// on a trusted network"
                 .into(),
@@ -80,6 +79,26 @@ pub(super) fn parse(text: &str) -> Result<OnlineSetting, Why> {
             "{other}:// is no online store; use 'embedded', redis://host:port, redis+unix:///path or \
              redis-cluster://host:port,host:port"
         )),
+    }
+}
+
+/// `redis+unix:///path[?db=…&user=…&pass=…]`; what else is asked for would be passed over in silence.
+fn socket(url: &Url) -> Result<(), Why> {
+    if url.cannot_be_a_base() || url.has_host() || url.path().len() < 2 {
+        return Err("the redis+unix:// URL names no socket: write redis+unix:///path/of/the.sock".into());
+    }
+    let known = |(name, value): (Cow<'_, str>, Cow<'_, str>)| match name.as_ref() {
+        "db" => value.parse::<u32>().is_ok(),
+        "user" | "pass" => true,
+        _ => false,
+    };
+    match url.fragment().is_none() && url.query_pairs().all(known) {
+        true => Ok(()),
+        false => Err(
+            "behind the path of a redis+unix:// URL may stand ?db=NUMBER&user=NAME&pass=PASSWORD, with % \
+                      escapes, and nothing else"
+                .into(),
+        ),
     }
 }
 

@@ -11,6 +11,7 @@ use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
 use arrow_flight::FlightData;
 use datafusion::common::runtime::SpawnedTask;
+use datafusion::execution::SendableRecordBatchStream;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tonic::{Status, Streaming};
 use tracing::Instrument;
@@ -63,7 +64,9 @@ pub(super) async fn exchange(
     });
     let questions = Stoppable::new(tagged(first, messages).map_err(Status::from).boxed(), stopping, ());
     let asked = Arc::new(Asked { session, sql: direct.query, schema });
-    if let Some(rows_each) = prepared.rows_each {
+    // Without parameters the rows of a question say nothing of those of its answer.
+    let rows_each = prepared.rows_each.filter(|_| !prepared.parameters.fields().is_empty());
+    if let Some(rows_each) = rows_each {
         let parts = together(questions).flat_map(move |some| stream::iter(parts(some, rows_each)));
         let answers = parts.map(move |part| Arc::clone(&asked).answer_part(part, rows_each));
         let messages = answers.buffered(IN_FLIGHT_MAX).map_ok(|part| stream::iter(part).map(Ok));
@@ -78,19 +81,26 @@ pub(super) async fn exchange(
     Ok(opening.chain(answers.try_flatten()).boxed())
 }
 
-/// The questions in parts that are answered beside each other, in their order; an error is one of its own.
+/// The questions in parts that are answered beside each other, in their order, up to the first error.
 fn parts(questions: Vec<Result<Tagged, Status>>, rows_each: usize) -> Vec<Result<Vec<Tagged>, Status>> {
-    let (mut parts, mut rows) = (Vec::<Result<Vec<Tagged>, Status>>::new(), 0);
+    let (mut parts, mut rows) = (Vec::<Result<Vec<Tagged>, Status>>::new(), 0_usize);
     for question in questions {
-        let more = question.as_ref().map_or(0, |question| question.rows.num_rows() * rows_each);
-        match (question, parts.last_mut()) {
-            (Ok(question), Some(Ok(part))) if rows + more <= TOGETHER_ROWS_MAX => {
+        let question = match question {
+            Ok(question) => question,
+            Err(status) => {
+                parts.push(Err(status));
+                break;
+            }
+        };
+        let more = question.rows.num_rows().saturating_mul(rows_each);
+        match parts.last_mut() {
+            Some(Ok(part)) if rows.saturating_add(more) <= TOGETHER_ROWS_MAX => {
                 rows += more;
                 part.push(question);
             }
-            (question, _) => {
+            _ => {
                 rows = more;
-                parts.push(question.map(|question| vec![question]));
+                parts.push(Ok(vec![question]));
             }
         }
     }
@@ -111,10 +121,7 @@ impl Asked {
         &self,
         Tagged { rows: parameters, metadata, .. }: Tagged,
     ) -> Result<Answers<Message>, Status> {
-        let mut batches = self.session.query(&self.sql, Some(&parameters)).await?;
-        if batches.schema() != self.schema {
-            return Err(self.other_schema().await?.into());
-        }
+        let mut batches = self.ask(&parameters).await?;
         let first = match batches.try_next().await.map_err(Error::from)? {
             Some(first) => first,
             None => RecordBatch::new_empty(Arc::clone(&self.schema)),
@@ -125,40 +132,54 @@ impl Asked {
         Ok(messages.map_err(Status::from).boxed())
     }
 
-    /// The answers to questions of which each row has `rows_each` rows: read for at once. One with many rows is answered
-    /// in a task of its own, so that a stream of such is not kept to one core.
+    /// The answers to questions of which each row has `rows_each` rows: read for at once, by a task of its own, so that a
+    /// stream is not kept to one core, and nothing is held that others wait for while the client does not read.
     async fn answer_part(
         self: Arc<Self>,
         questions: Result<Vec<Tagged>, Status>,
         rows_each: usize,
     ) -> Result<Vec<Message>, Status> {
         let questions = questions?;
-        match questions.as_slice() {
-            [question] if question.rows.num_rows() * rows_each > TOGETHER_ROWS_MAX => {
-                let work = async move { self.answer_together(&questions, rows_each).await };
-                let stopped = |_| Err(Error::unavailable("the server is shutting down: ask another").into());
-                SpawnedTask::spawn(work.in_current_span()).join_unwind().await.unwrap_or_else(stopped)
+        let answers = async move {
+            match questions.as_slice() {
+                [question] => self.answer_alone(question).await,
+                questions => self.answer_together(questions, rows_each).await,
             }
-            _ => self.answer_together(&questions, rows_each).await,
+        };
+        let stopped = |_| Err(Error::unavailable("the server is shutting down: ask another").into());
+        SpawnedTask::spawn(answers.in_current_span()).join_unwind().await.unwrap_or_else(stopped)
+    }
+
+    async fn answer_alone(&self, question: &Tagged) -> Result<Vec<Message>, Status> {
+        let mut batches = self.ask(&question.rows).await?;
+        let mut messages = Vec::new();
+        let message = |rows: &RecordBatch| Message::of_batch(rows, &question.metadata);
+        while let Some(batch) = batches.try_next().await.map_err(Error::from)? {
+            for piece in pieces(batch) {
+                messages.push(message(&piece)?);
+            }
         }
+        if messages.is_empty() {
+            messages.push(message(&RecordBatch::new_empty(Arc::clone(&self.schema)))?);
+        }
+        Ok(messages)
     }
 
     async fn answer_together(&self, questions: &[Tagged], rows_each: usize) -> Result<Vec<Message>, Status> {
         let Some(Tagged { rows: first, .. }) = questions.first() else { return Ok(Vec::new()) };
-        let parameters = match questions.len() {
-            1 => first.clone(),
-            _ => concat_batches(first.schema_ref(), questions.iter().map(|question| &question.rows))
-                .map_err(Error::from)?,
-        };
-        let batches = self.session.query(&self.sql, Some(&parameters)).await?;
-        if batches.schema() != self.schema {
-            return Err(self.other_schema().await?.into());
-        }
-        let batches: Vec<RecordBatch> = batches.try_collect().await.map_err(Error::from)?;
+        let parameters = concat_batches(first.schema_ref(), questions.iter().map(|question| &question.rows))
+            .map_err(Error::from)?;
+        let batches: Vec<RecordBatch> =
+            self.ask(&parameters).await?.try_collect().await.map_err(Error::from)?;
         let answers = match batches.as_slice() {
             [only] => only.clone(),
             _ => concat_batches(&self.schema, &batches).map_err(Error::from)?,
         };
+        let expected = parameters.num_rows() * rows_each;
+        if answers.num_rows() != expected {
+            let got = answers.num_rows();
+            return Err(Error::internal(format!("a look-up of {expected} rows has {got}")).into());
+        }
         let (mut messages, mut start) = (Vec::with_capacity(questions.len()), 0);
         for Tagged { rows: parameters, metadata, .. } in questions {
             let rows = parameters.num_rows() * rows_each;
@@ -168,6 +189,15 @@ impl Asked {
             start += rows;
         }
         Ok(messages)
+    }
+
+    /// The rows of the query, of the schema that the exchange has begun with.
+    async fn ask(&self, parameters: &RecordBatch) -> Result<SendableRecordBatchStream, Status> {
+        let batches = self.session.query(&self.sql, Some(parameters)).await?;
+        match batches.schema() == self.schema {
+            true => Ok(batches),
+            false => Err(self.other_schema().await?.into()),
+        }
     }
 
     /// Why the result of the query is not what the opening of the exchange said.
@@ -214,8 +244,9 @@ mod tests {
     }
 
     #[test]
-    fn an_error_keeps_its_place() {
+    fn an_error_is_the_last() {
         let questions = vec![question(1), question(2), Err(Status::cancelled("")), question(3), question(4)];
-        assert_eq!(rows(questions, 1), [vec![1, 2], vec![-1], vec![3, 4]]);
+        assert_eq!(rows(questions, 1), [vec![1, 2], vec![-1]]);
+        assert_eq!(rows(vec![Err(Status::cancelled("")), question(1)], 1), [vec![-1]]);
     }
 }

@@ -10,13 +10,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use arrow::util::pretty::pretty_format_batches;
+use arrow_flight::FlightDescriptor;
+use arrow_flight::utils::batches_to_flight_data;
 use fletching::clock::ManualClock;
 use fletching::error::{ErrorKind, Result};
 use fletching::{OnlineSetting, Server, Session, Settings};
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt, stream};
+use tokio::sync::oneshot;
 
-use crate::support::START_US;
+use crate::support::http::until;
+use crate::support::{START_US, connect};
 use redis_cluster::RedisCluster;
 use redis_server::RedisServer;
 
@@ -24,9 +29,14 @@ const GROUP: &str =
     "CREATE FEATURE GROUP g (id BIGINT, at TIMESTAMP, v BIGINT DEFAULT -1, ENTITY KEY (id), EVENT TIME (at))";
 
 async fn server(data: &Path, redis: &RedisServer) -> Server {
+    patient_server(data, redis, Duration::from_secs(10)).await
+}
+
+/// A server that waits so long for Redis.
+async fn patient_server(data: &Path, redis: &RedisServer, patience: Duration) -> Server {
     let mut settings = Settings::for_data_dir(data).unwrap();
     settings.online = OnlineSetting::Redis(redis.url().parse().unwrap());
-    settings.online_timeout = Duration::from_secs(10);
+    settings.online_timeout = patience;
     Server::start(settings, Arc::new(ManualClock::new(START_US))).await.unwrap()
 }
 
@@ -132,6 +142,40 @@ async fn without_redis_history_answers_and_latest_says_what_is_missing() {
     redis.restart();
     session.update("INSERT INTO g VALUES (2, TIMESTAMP '2026-01-01', 6)", None).await.unwrap();
     assert_eq!(rows(&session, "SELECT v, _status FROM LATEST(g, 2)").await.unwrap(), ["6 PRESENT"]);
+}
+
+/// While Redis is silent, large questions of one exchange wait for it beside each other, and go with their client.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_questions_are_read_for_beside_each_other() {
+    let (data, redis) = (tempfile::tempdir().unwrap(), RedisServer::start(&[]));
+    // Longer than the test waits for anything.
+    let server = patient_server(data.path(), &redis, Duration::from_secs(600)).await;
+    let session = server.engine().session();
+    session.update(GROUP, None).await.unwrap();
+    let running = async |expected: &str| {
+        until(&format!("{expected} look-ups"), async || {
+            let count = "SELECT count(*) FROM system.queries WHERE kind = 'lookup'";
+            rows(&session, count).await.unwrap() == [expected]
+        })
+        .await;
+    };
+    // Of so many keys that they are listed while they run.
+    let keys: ArrayRef = Arc::new(Int64Array::from_iter_values(0..10_000));
+    let keys = RecordBatch::try_from_iter([("id", keys)]).unwrap();
+    let mut messages = batches_to_flight_data(&keys.schema(), vec![keys.clone(); 4]).unwrap();
+    let query = r#"{"query": "SELECT v FROM LATEST(g, ?)"}"#;
+    messages[0].flight_descriptor = Some(FlightDescriptor::new_cmd(query));
+    redis.pause();
+    let mut client = connect(&server).await.into_inner();
+    let (leave, left) = oneshot::channel::<()>();
+    let asking = client.do_exchange(stream::iter(messages).chain(stream::pending()).take_until(left));
+    let mut answers = asking.await.unwrap().into_inner();
+    assert!(answers.message().await.unwrap().is_some(), "the schema comes first");
+    running("4").await;
+    drop((leave, answers));
+    running("0").await;
+    redis.resume();
+    assert_eq!(rows(&session, "SELECT v FROM LATEST(g, 1)").await.unwrap(), ["-1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, RecordBatchOptions, StringArray};
 use arrow::datatypes::{DataType, Field, Float64Type, Int64Type, Schema};
 use arrow_flight::decode::DecodedPayload;
 use arrow_flight::decode::FlightDataDecoder;
@@ -162,23 +162,40 @@ fn questions(query: &str, batches: Vec<(Vec<i64>, &str)>) -> Vec<FlightData> {
     messages.into_iter().map(with).collect()
 }
 
-/// Users, metadata and clicks of every batch that comes back.
+/// Metadata and clicks of every batch that comes back.
 async fn exchange(
     stage: &Stage,
     messages: Vec<FlightData>,
 ) -> Result<Vec<(String, Vec<Option<i64>>)>, Status> {
-    let answers = stage.client().await.do_exchange(stream::iter(messages)).await?.into_inner();
-    let decoded = FlightDataDecoder::new(answers.map_err(FlightError::from));
-    let batches = decoded.try_filter_map(|message| async move {
-        Ok(match message.payload {
-            DecodedPayload::RecordBatch(batch) => {
-                let metadata = String::from_utf8(message.inner.app_metadata.to_vec()).unwrap();
-                Some((metadata, column(&[batch], "clicks")))
+    match exchange_to_its_end(stage, messages).await {
+        (answers, None) => Ok(answers),
+        (_, Some(error)) => Err(error),
+    }
+}
+
+/// The same, and the error that it ends with.
+async fn exchange_to_its_end(
+    stage: &Stage,
+    messages: Vec<FlightData>,
+) -> (Vec<(String, Vec<Option<i64>>)>, Option<Status>) {
+    let answers = match stage.client().await.do_exchange(stream::iter(messages)).await {
+        Ok(answers) => answers.into_inner(),
+        Err(error) => return (vec![], Some(error)),
+    };
+    let mut decoded = FlightDataDecoder::new(answers.map_err(FlightError::from));
+    let mut batches = Vec::new();
+    loop {
+        match decoded.try_next().await {
+            Ok(None) => return (batches, None),
+            Ok(Some(message)) => {
+                if let DecodedPayload::RecordBatch(batch) = message.payload {
+                    let metadata = String::from_utf8(message.inner.app_metadata.to_vec()).unwrap();
+                    batches.push((metadata, column(&[batch], "clicks")));
+                }
             }
-            _ => None,
-        })
-    });
-    batches.try_collect().await.map_err(status)
+            Err(error) => return (batches, Some(status(error))),
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -209,6 +226,55 @@ async fn a_stream_of_questions_is_answered_in_order() {
     assert!(wide.len() > 1 && wide.iter().all(|(metadata, _)| metadata == "w"));
     let clicks: Vec<Option<i64>> = wide.into_iter().flat_map(|(_, clicks)| clicks).collect();
     assert!(clicks.len() == 200_000 && clicks.iter().zip(0..).all(|(c, i)| *c == Some(i % 100)));
+}
+
+/// Large questions are answered beside each other, and small ones together.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_to_large_and_small_questions_keep_their_order() {
+    let stage = Stage::open().await;
+    let sizes = [1000, 1, 1000, 0, 20_000, 2, 3, 1000, 1000, 257, 256, 1];
+    let names: Vec<String> = (0..sizes.len()).map(|i| i.to_string()).collect();
+    let users = |question: usize| (0..sizes[question]).map(move |i| (i + question as i64) % 100);
+    let asked =
+        |query| questions(query, names.iter().enumerate().map(|(i, n)| (users(i).collect(), &**n)).collect());
+    for (query, each) in [(LATEST, 1), ("SELECT clicks FROM LATEST(activity, ?, 7)", 2)] {
+        let mut broken = asked(query);
+        broken.push(broken[1].clone());
+        let last = broken.last_mut().unwrap();
+        last.data_header = last.data_header.slice(..20);
+        broken.push(broken[1].clone());
+        for (messages, is_broken) in [(asked(query), false), (broken, true)] {
+            let (answers, error) = exchange_to_its_end(&stage, messages).await;
+            assert_eq!(error.is_some_and(|error| error.code() == Code::InvalidArgument), is_broken);
+            let mut answered: Vec<(String, Vec<Option<i64>>)> = Vec::new();
+            for (name, clicks) in answers {
+                match answered.last_mut().filter(|(last, _)| *last == name) {
+                    Some((_, all)) => all.extend(clicks),
+                    None => answered.push((name, clicks)),
+                }
+            }
+            let clicks = |i| users(i).flat_map(|user| [Some(user), Some(7)].into_iter().take(each)).collect();
+            assert_eq!(
+                answered,
+                names.iter().enumerate().map(|(i, n)| (n.clone(), clicks(i))).collect::<Vec<_>>()
+            );
+        }
+    }
+}
+
+/// The rows of a question without parameters are one execution, however many they are said to be.
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_without_parameters_are_answered_one_by_one() {
+    let stage = Stage::open().await;
+    let query = "SELECT clicks FROM LATEST(activity, 7, 8)";
+    let rows = |rows| RecordBatchOptions::new().with_row_count(Some(rows));
+    let none = Arc::new(Schema::empty());
+    let batches =
+        [1, 1, 2].map(|n| RecordBatch::try_new_with_options(Arc::clone(&none), vec![], &rows(n)).unwrap());
+    let mut messages = batches_to_flight_data(&none, batches.to_vec()).unwrap();
+    messages[0].flight_descriptor = Some(FlightDescriptor::new_cmd(format!(r#"{{"query": {query:?}}}"#)));
+    let answers = exchange(&stage, messages).await.unwrap();
+    assert_eq!(answers, vec![(String::new(), vec![Some(7), Some(8)]); 3]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -152,7 +152,7 @@ async fn a_socket_leads_to_the_same_server_as_its_port() {
     let mut redis = RedisServer::start(&["--unixsocket", socket.to_str().unwrap()]);
     let backend = Backend::Redis { url: format!("redis+unix://{}", socket.display()) };
     let (local, other) = (Stage::open(backend, Some(CACHE)).await, server(&redis).await);
-    assert_eq!(local.store.describe(), format!("redis {}", socket.display()));
+    assert_eq!(local.store.describe(), format!("redis {}, cached", socket.display()));
     tracking(&local).await;
     tracking(&other).await;
     assert_eq!((warm(&local, 1).await, warm(&other, 1).await), (None, None));

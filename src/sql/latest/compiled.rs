@@ -6,6 +6,7 @@ use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::logical_expr::{Expr, LogicalPlan, Values};
 use futures::stream::{self, Stream, StreamExt};
+use tokio::task::yield_now;
 
 use super::bind::bound_keys;
 use crate::clock::Clock;
@@ -74,9 +75,15 @@ impl CompiledLatest {
             Error::internal("a compiled look-up has a key that is neither constant nor parameter")
         })?;
         let (this, now_us) = (Arc::clone(self), self.lookup.now_us());
-        Ok(stream::iter(parts(keys)).then(move |keys| {
+        Ok(stream::iter(parts(keys).enumerate()).then(move |(part, keys)| {
             let this = Arc::clone(&this);
-            async move { this.lookup.run(keys.columns(), now_us).await }
+            async move {
+                if part > 0 {
+                    // A cache that holds all keys never waits: let others have their turn, or end this.
+                    yield_now().await;
+                }
+                this.lookup.run(keys.columns(), now_us).await
+            }
         }))
     }
 }
