@@ -150,7 +150,8 @@ serve_args! {
     /// Address of the HTTP port, which tells of health and metrics and of nothing that is stored, or off
     /// [default: 127.0.0.1:8816]
     http_listen "FLETCHING_HTTP_LISTEN" "HOST:PORT";
-    /// Online store: embedded, redis://[user:password@]host[:port][/db], or
+    /// Online store: embedded, redis://[user:password@]host[:port][/db],
+    /// redis+unix:///path[?db=…&user=…&pass=…], or
     /// redis-cluster://[user:password@]host:port,… with some of the cluster's nodes [default: embedded]
     online "FLETCHING_ONLINE" "STORE";
     /// How long any one call to Redis may take [default: 2s]
