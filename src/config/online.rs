@@ -1,6 +1,6 @@
 //! Where the latest values live.
 
-use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 
 use url::Url;
@@ -87,16 +87,21 @@ fn socket(url: &Url) -> Result<(), Why> {
     if url.cannot_be_a_base() || url.has_host() || url.path().len() < 2 {
         return Err("the redis+unix:// URL names no socket: write redis+unix:///path/of/the.sock".into());
     }
-    let known = |(name, value): (Cow<'_, str>, Cow<'_, str>)| match name.as_ref() {
-        "db" => value.parse::<u32>().is_ok(),
-        "user" | "pass" => true,
-        _ => false,
-    };
-    match url.fragment().is_none() && url.query_pairs().all(known) {
+    let mut given = HashSet::new();
+    let fit = url.query_pairs().all(|(name, value)| {
+        let fits = match name.as_ref() {
+            "db" => value.parse::<u32>().is_ok(),
+            "user" | "pass" => !value.is_empty(),
+            _ => false,
+        };
+        fits && given.insert(name)
+    });
+    // Without a password nobody signs in, as whoever it be.
+    match fit && url.fragment().is_none() && (!given.contains("user") || given.contains("pass")) {
         true => Ok(()),
         false => Err(
-            "behind the path of a redis+unix:// URL may stand ?db=NUMBER&user=NAME&pass=PASSWORD, with % \
-                      escapes, and nothing else"
+            "behind the path of a redis+unix:// URL may stand ?db=NUMBER&user=NAME&pass=PASSWORD, with % escapes (%2B \
+             for +), each once, no user without a password, and nothing else"
                 .into(),
         ),
     }

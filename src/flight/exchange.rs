@@ -4,6 +4,7 @@
 //! column k holds the values of placeholder k. Each batch is answered by the result of the query for its rows, in the
 //! order of the batches, by at least one batch; every batch of an answer carries the `app_metadata` of its question.
 
+use std::future::ready;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -68,6 +69,9 @@ pub(super) async fn exchange(
     let rows_each = prepared.rows_each.filter(|_| !prepared.parameters.fields().is_empty());
     if let Some(rows_each) = rows_each {
         let parts = together(questions).flat_map(move |some| stream::iter(parts(some, rows_each)));
+        let parts = parts.scan(false, |is_over, part| {
+            ready((!std::mem::replace(is_over, part.is_err())).then_some(part)) // nothing behind an error
+        });
         let answers = parts.map(move |part| Arc::clone(&asked).answer_part(part, rows_each));
         let messages = answers.buffered(IN_FLIGHT_MAX).map_ok(|part| stream::iter(part).map(Ok));
         return Ok(opening.chain(messages.try_flatten()).boxed());
@@ -81,26 +85,19 @@ pub(super) async fn exchange(
     Ok(opening.chain(answers.try_flatten()).boxed())
 }
 
-/// The questions in parts that are answered beside each other, in their order, up to the first error.
+/// The questions in parts that are answered beside each other, in their order; an error is one of its own.
 fn parts(questions: Vec<Result<Tagged, Status>>, rows_each: usize) -> Vec<Result<Vec<Tagged>, Status>> {
     let (mut parts, mut rows) = (Vec::<Result<Vec<Tagged>, Status>>::new(), 0_usize);
     for question in questions {
-        let question = match question {
-            Ok(question) => question,
-            Err(status) => {
-                parts.push(Err(status));
-                break;
-            }
-        };
-        let more = question.rows.num_rows().saturating_mul(rows_each);
-        match parts.last_mut() {
-            Some(Ok(part)) if rows.saturating_add(more) <= TOGETHER_ROWS_MAX => {
+        let more = question.as_ref().map_or(0, |question| question.rows.num_rows().saturating_mul(rows_each));
+        match (question, parts.last_mut()) {
+            (Ok(question), Some(Ok(part))) if rows.saturating_add(more) <= TOGETHER_ROWS_MAX => {
                 rows += more;
                 part.push(question);
             }
-            _ => {
+            (question, _) => {
                 rows = more;
-                parts.push(Ok(vec![question]));
+                parts.push(question.map(|question| vec![question]));
             }
         }
     }
@@ -128,36 +125,41 @@ impl Asked {
         };
         let batches = stream::iter([Ok(first)]).chain(batches.map_err(Error::from));
         let parts = batches.map_ok(|batch| stream::iter(pieces(batch)).map(Ok)).try_flatten();
-        let messages = parts.and_then(move |part| std::future::ready(Message::of_batch(&part, &metadata)));
+        let messages = parts.and_then(move |part| ready(Message::of_batch(&part, &metadata)));
         Ok(messages.map_err(Status::from).boxed())
     }
 
     /// The answers to questions of which each row has `rows_each` rows: read for at once, by a task of its own, so that a
     /// stream is not kept to one core, and nothing is held that others wait for while the client does not read.
-    async fn answer_part(
+    fn answer_part(
         self: Arc<Self>,
         questions: Result<Vec<Tagged>, Status>,
         rows_each: usize,
-    ) -> Result<Vec<Message>, Status> {
-        let questions = questions?;
+    ) -> impl Future<Output = Result<Vec<Message>, Status>> + Send {
         let answers = async move {
-            match questions.as_slice() {
-                [question] => self.answer_alone(question).await,
+            match questions?.as_slice() {
+                [question] => self.answer_alone(question, rows_each).await,
                 questions => self.answer_together(questions, rows_each).await,
             }
         };
+        // It begins here, whoever waits for it when.
+        let task = SpawnedTask::spawn(answers.in_current_span());
         let stopped = |_| Err(Error::unavailable("the server is shutting down: ask another").into());
-        SpawnedTask::spawn(answers.in_current_span()).join_unwind().await.unwrap_or_else(stopped)
+        async move { task.join_unwind().await.unwrap_or_else(stopped) }
     }
 
-    async fn answer_alone(&self, question: &Tagged) -> Result<Vec<Message>, Status> {
+    async fn answer_alone(&self, question: &Tagged, rows_each: usize) -> Result<Vec<Message>, Status> {
         let mut batches = self.ask(&question.rows).await?;
-        let mut messages = Vec::new();
+        let (mut messages, mut rows) = (Vec::new(), 0);
         let message = |rows: &RecordBatch| Message::of_batch(rows, &question.metadata);
         while let Some(batch) = batches.try_next().await.map_err(Error::from)? {
+            rows += batch.num_rows();
             for piece in pieces(batch) {
                 messages.push(message(&piece)?);
             }
+        }
+        if rows != question.rows.num_rows().saturating_mul(rows_each) {
+            return Err(changed().into());
         }
         if messages.is_empty() {
             messages.push(message(&RecordBatch::new_empty(Arc::clone(&self.schema)))?);
@@ -175,10 +177,8 @@ impl Asked {
             [only] => only.clone(),
             _ => concat_batches(&self.schema, &batches).map_err(Error::from)?,
         };
-        let expected = parameters.num_rows() * rows_each;
-        if answers.num_rows() != expected {
-            let got = answers.num_rows();
-            return Err(Error::internal(format!("a look-up of {expected} rows has {got}")).into());
+        if answers.num_rows() != parameters.num_rows() * rows_each {
+            return Err(changed().into());
         }
         let (mut messages, mut start) = (Vec::with_capacity(questions.len()), 0);
         for Tagged { rows: parameters, metadata, .. } in questions {
@@ -206,9 +206,13 @@ impl Asked {
             true => Error::invalid(
                 "the types of the result depend on those of the parameters: CAST the placeholders of the query",
             ),
-            false => Error::conflict("the definition of what is asked has changed: begin the exchange anew"),
+            false => changed(),
         })
     }
+}
+
+fn changed() -> Error {
+    Error::conflict("the definition of what is asked has changed: begin the exchange anew")
 }
 
 #[cfg(test)]
@@ -244,9 +248,8 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_the_last() {
+    fn an_error_keeps_its_place() {
         let questions = vec![question(1), question(2), Err(Status::cancelled("")), question(3), question(4)];
-        assert_eq!(rows(questions, 1), [vec![1, 2], vec![-1]]);
-        assert_eq!(rows(vec![Err(Status::cancelled("")), question(1)], 1), [vec![-1]]);
+        assert_eq!(rows(questions, 1), [vec![1, 2], vec![-1], vec![3, 4]]);
     }
 }

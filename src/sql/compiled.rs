@@ -155,7 +155,8 @@ impl Compiled {
         id: Option<Uuid>,
         parameters: Option<&RecordBatch>,
     ) -> Result<SendableRecordBatchStream> {
-        let keys = self.latest.keys() * parameters.map_or(1, RecordBatch::num_rows);
+        let parameters = parameters.filter(|given| given.num_columns() > 0);
+        let keys = self.latest.keys().saturating_mul(parameters.map_or(1, RecordBatch::num_rows));
         let watch = match keys {
             0..=UNLISTED_KEYS_MAX => session.engine.running.begin_unlisted(&self.sql, &session.owner),
             _ => session.watch(Kind::Lookup, id, &self.sql),
@@ -233,8 +234,12 @@ impl Session {
                 }
             }
             Err(_) if is_known => {}
-            // Somebody is asking.
-            Err(_) => drop(compiled.checking.lock().await),
+            // Somebody is asking. Whoever waits here may be left alone for long, as where a client does not read, and must
+            // not be given what all others wait for.
+            Err(_) => {
+                let checking = Arc::clone(&compiled.checking);
+                let _ = tokio::spawn(async move { drop(checking.lock_owned().await) }).await;
+            }
         }
         compiled.generation == engine.compiled.generation()
     }

@@ -30,6 +30,12 @@ pub(super) struct Node {
     /// Where the connection is served: where the store was opened, whoever needs it first. A plan's own threads may be
     /// kept for seconds.
     runtime: Handle,
+    connection: Arc<Connection>,
+}
+
+/// The connection, if there is one, and the turn of who makes the next.
+#[derive(Default)]
+struct Connection {
     connected: RwLock<Option<Connected>>,
     connecting: Mutex<()>,
     generations: AtomicU64,
@@ -50,14 +56,7 @@ impl Node {
             }
             other => other.to_string(),
         };
-        Ok(Self {
-            client: Client::open(info)?,
-            address,
-            runtime,
-            connected: RwLock::new(None),
-            connecting: Mutex::new(()),
-            generations: AtomicU64::new(0),
-        })
+        Ok(Self { client: Client::open(info)?, address, runtime, connection: Arc::default() })
     }
 
     /// The node that a cluster calls `address`.
@@ -89,33 +88,21 @@ impl Node {
     }
 
     pub(super) async fn connected(&self, deadline: Instant) -> Result<Connected, Trouble> {
-        if let Some(connected) = self.connected.read().clone() {
+        if let Some(connected) = self.connection.connected.read().clone() {
             return Ok(connected);
         }
-        let connect = async {
-            let _turn = self.connecting.lock().await;
-            if let Some(connected) = self.connected.read().clone() {
-                return Ok(connected);
-            }
-            // The deadline bounds both.
-            let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-            let client = self.client.clone();
-            let mut connecting = JoinSet::new();
-            let connect = async move { client.get_multiplexed_async_connection_with_config(&config).await };
-            connecting.spawn_on(connect, &self.runtime);
-            let gone = || RedisError::from(io::Error::other("connecting was given up"));
-            let connection = connecting.join_next().await.and_then(Result::ok).ok_or_else(gone)??;
-            let generation = self.generations.fetch_add(1, Ordering::Relaxed);
-            let connected = Connected { generation, connection };
-            *self.connected.write() = Some(connected.clone());
-            Ok(connected)
-        };
+        // A task of its own: whoever waits here may be left alone for long, as where a client does not read, and must not
+        // have the turn that all others wait for.
+        let mut connecting = JoinSet::new();
+        connecting.spawn_on(Arc::clone(&self.connection).connect(self.client.clone()), &self.runtime);
+        let gone = || RedisError::from(io::Error::other("connecting was given up"));
+        let connect = async { connecting.join_next().await.and_then(Result::ok).ok_or_else(gone)? };
         self.by(deadline, connect).await
     }
 
     /// The next caller connects anew, unless somebody has done so already.
     pub(super) fn forget(&self, used: &Connected) {
-        let mut current = self.connected.write();
+        let mut current = self.connection.connected.write();
         if current.as_ref().is_some_and(|current| current.generation == used.generation) {
             *current = None;
         }
@@ -123,7 +110,7 @@ impl Node {
 
     /// The next caller connects anew.
     pub(super) fn disconnect(&self) {
-        *self.connected.write() = None;
+        *self.connection.connected.write() = None;
     }
 
     /// One answer per command; an answer may be an error of the server's.
@@ -165,6 +152,22 @@ impl Node {
             Ok(outcome) => outcome.map_err(|error| Trouble::said(&self.address, error)),
             Err(_) => Err(Trouble { at: self.address.clone(), what: What::Late }),
         }
+    }
+}
+
+impl Connection {
+    async fn connect(self: Arc<Self>, client: Client) -> RedisResult<Connected> {
+        let _turn = self.connecting.lock().await;
+        if let Some(connected) = self.connected.read().clone() {
+            return Ok(connected);
+        }
+        // The caller's deadline bounds both.
+        let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+        let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        let generation = self.generations.fetch_add(1, Ordering::Relaxed);
+        let connected = Connected { generation, connection };
+        *self.connected.write() = Some(connected.clone());
+        Ok(connected)
     }
 }
 
