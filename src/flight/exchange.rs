@@ -13,6 +13,7 @@ use arrow::datatypes::SchemaRef;
 use arrow_flight::FlightData;
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::execution::SendableRecordBatchStream;
+use futures::FutureExt;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tonic::{Status, Streaming};
 use tracing::Instrument;
@@ -129,23 +130,30 @@ impl Asked {
         Ok(messages.map_err(Status::from).boxed())
     }
 
-    /// The answers to questions of which each row has `rows_each` rows: read for at once, by a task of its own, so that a
-    /// stream is not kept to one core, and nothing is held that others wait for while the client does not read.
+    /// The answers to questions of which each row has `rows_each` rows: read for at once. A large one has a task of its own,
+    /// so that a stream is not kept to one core; small ones are answered before it would have begun.
     fn answer_part(
         self: Arc<Self>,
         questions: Result<Vec<Tagged>, Status>,
         rows_each: usize,
     ) -> impl Future<Output = Result<Vec<Message>, Status>> + Send {
+        let is_large = questions.as_ref().is_ok_and(|questions| match questions.as_slice() {
+            [question] => question.rows.num_rows().saturating_mul(rows_each) > TOGETHER_ROWS_MAX,
+            _ => false,
+        });
         let answers = async move {
             match questions?.as_slice() {
                 [question] => self.answer_alone(question, rows_each).await,
                 questions => self.answer_together(questions, rows_each).await,
             }
         };
+        if !is_large {
+            return answers.left_future();
+        }
         // It begins here, whoever waits for it when.
         let task = SpawnedTask::spawn(answers.in_current_span());
         let stopped = |_| Err(Error::unavailable("the server is shutting down: ask another").into());
-        async move { task.join_unwind().await.unwrap_or_else(stopped) }
+        async move { task.join_unwind().await.unwrap_or_else(stopped) }.right_future()
     }
 
     async fn answer_alone(&self, question: &Tagged, rows_each: usize) -> Result<Vec<Message>, Status> {
