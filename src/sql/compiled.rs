@@ -174,7 +174,7 @@ impl Compiled {
         parameters: Option<&RecordBatch>,
     ) -> Result<SendableRecordBatchStream> {
         check_count(&self.parameters, parameters)?;
-        let batches = match parameters.filter(|given| given.num_columns() > 0) {
+        let batches = match parameters {
             Some(parameters) => self.latest.run(parameters)?,
             None => self.latest.run(&once()?)?,
         };

@@ -10,7 +10,6 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::metrics::{
     BaselineMetrics, Count, ExecutionPlanMetricsSet, MetricBuilder, RecordOutput,
 };
-use foldhash::quality::RandomState;
 use futures::future::try_join_all;
 
 use super::answer::Answerer;
@@ -142,8 +141,7 @@ impl Level {
 
 /// Each key once, and for every row asked where its key stands; `None` where the key is NULL.
 fn distinct_keys(keys: Vec<Option<EntityKey>>) -> (Vec<Option<usize>>, Vec<EntityKey>) {
-    let mut places: HashMap<EntityKey, usize, RandomState> =
-        HashMap::with_capacity_and_hasher(keys.len(), RandomState::default());
+    let mut places: HashMap<EntityKey, usize> = HashMap::with_capacity(keys.len());
     let mut distinct = Vec::with_capacity(keys.len());
     let mut place = |key: EntityKey| {
         *places.entry(key).or_insert_with_key(|key| {

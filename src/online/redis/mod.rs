@@ -157,12 +157,11 @@ async fn read_entries(server: &Server, keys: StoredKeys) -> Result<Entries> {
             return Err(odd(server, &format!("{} values for {} keys", values.len(), asked.len())));
         }
         answered += asked.len();
-        entries.reserve(
-            values
-                .iter()
-                .map(|value| if let Value::BulkString(bytes) = value { bytes.len() } else { 0 })
-                .sum(),
-        );
+        let bytes = values.iter().map(|value| match value {
+            Value::BulkString(bytes) => bytes.len(),
+            _ => 0,
+        });
+        entries.reserve(bytes.sum());
         for (key, value) in asked.into_iter().zip(values) {
             match value {
                 Value::BulkString(bytes) => entries.put(key, Some(&bytes)),
